@@ -1,0 +1,1 @@
+"""Configuration: typed sections and how they are loaded."""

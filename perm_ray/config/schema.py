@@ -1,0 +1,328 @@
+"""The configuration, as typed sections: every key, its default and its bounds.
+
+A component receives its own section, never the whole. Sections are frozen; a value out of bounds
+raises `ConfigError` when the section is built. `configs/base.yaml` shows the same keys and defaults
+with a comment each (a test keeps the two equal); `load.py` merges files and `a.b=c` overrides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Optional
+
+from perm_ray.errors import ConfigError
+
+BUILTIN_MODEL = "builtin:smollm2-135m-instruct"
+
+
+def _require(condition: bool, key: str, expected: str, found: object) -> None:
+    if not condition:
+        raise ConfigError(f"{key} must be {expected}, found {found!r}: change it and start again.")
+
+
+def _positive(section: str, config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(value > 0, f"{section}.{name}", "greater than 0", value)
+
+
+def _at_least_zero(section: str, config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(value >= 0, f"{section}.{name}", "0 or more", value)
+
+
+def _one_of(section: str, config: object, name: str, *choices: object) -> None:
+    value = getattr(config, name)
+    expected = "one of " + ", ".join(map(str, choices))
+    _require(value in choices, f"{section}.{name}", expected, value)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What is run, for how long, and where its files go."""
+
+    name: Optional[str] = None
+    dir: str = "runs"
+    steps: int = 100
+    seed: int = 42
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        _positive("run", self, "steps")
+        if self.name is not None:
+            safe = all(c.isalnum() or c in "._-" for c in self.name) and self.name[:1].isalnum()
+            _require(safe, "run.name", "letters, digits, '.', '_' and '-' only", self.name)
+
+
+@dataclass(frozen=True)
+class RayConfig:
+    """Which Ray cluster: `address: null` starts a private one on this machine."""
+
+    address: Optional[str] = None
+    num_cpus: Optional[int] = None
+    object_store_gb: float = 1.0
+    startup_timeout_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        _positive("ray", self, "object_store_gb", "startup_timeout_s")
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """The model that is trained: a built-in name, a folder or a hub id."""
+
+    model: str = BUILTIN_MODEL
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Scenario files (JSONL), or `builtin:train` and `builtin:heldout`."""
+
+    train: str = "builtin:train"
+    heldout: str = "builtin:heldout"
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """How a scenario is put to the policy."""
+
+    template: Optional[str] = None
+    prefix: str = ""
+    max_tokens: int = 1024
+
+    def __post_init__(self) -> None:
+        _positive("prompt", self, "max_tokens")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """One kind of vLLM engine and how many of it. On a CPU, give one core to each engine."""
+
+    model: str = BUILTIN_MODEL
+    replicas: int = 1
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+    tensor_parallel_size: int = 1
+    dtype: str = "bfloat16"
+    max_model_len: int = 2048
+    max_num_seqs: int = 64
+    kv_cache_gb: Optional[float] = None
+    gpu_memory_utilization: float = 0.85
+    enforce_eager: bool = False
+    start_timeout_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        _positive("engine", self, "replicas", "tensor_parallel_size", "max_model_len")
+        _positive("engine", self, "max_num_seqs", "gpu_memory_utilization", "start_timeout_s")
+        _at_least_zero("engine", self, "num_cpus", "num_gpus")
+        _one_of("engine", self, "dtype", "bfloat16", "float16", "float32")
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """How much is sampled each step, and by what. The engine's `model` is always the policy's."""
+
+    prompts_per_step: int = 8
+    completions_per_prompt: int = 8
+    max_completion_tokens: int = 1024
+    temperature: float = 1.0
+    top_p: float = 1.0
+    timeout_s: float = 900.0
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+    def __post_init__(self) -> None:
+        _positive("rollout", self, "prompts_per_step", "max_completion_tokens", "temperature")
+        _positive("rollout", self, "top_p", "timeout_s")
+        _require(
+            self.completions_per_prompt >= 2,
+            "rollout.completions_per_prompt",
+            "2 or more (advantages compare a completion with its group)",
+            self.completions_per_prompt,
+        )
+        _require(self.top_p <= 1, "rollout.top_p", "at most 1", self.top_p)
+
+
+@dataclass(frozen=True)
+class JudgePoolConfig:
+    """One perspective's pool. `engine` names an entry of `judges.engines`; pools may share one."""
+
+    engine: str = "judge"
+    scoring: str = "expected"
+    rubric: Optional[str] = None
+    min_mass: float = 0.2
+    max_chars: int = 6000
+    retries: int = 1
+    timeout_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        _positive("judges.pools.<perspective>", self, "max_chars", "timeout_s")
+        _at_least_zero("judges.pools.<perspective>", self, "min_mass", "retries")
+        _one_of("judges.pools.<perspective>", self, "scoring", "expected")
+
+
+def _four_pools() -> dict[str, JudgePoolConfig]:
+    names = ("resonation", "expression", "reception", "bystander")
+    return {name: JudgePoolConfig(engine=name) for name in names}
+
+
+def _four_engines() -> dict[str, EngineConfig]:
+    return {name: EngineConfig() for name in _four_pools()}
+
+
+@dataclass(frozen=True)
+class JudgesConfig:
+    """The judge pools, the engines they ask, and how much failure a run bears."""
+
+    engines: dict[str, EngineConfig] = field(default_factory=_four_engines)
+    pools: dict[str, JudgePoolConfig] = field(default_factory=_four_pools)
+    max_failure_rate: float = 0.5
+    failure_window: int = 4
+
+    def __post_init__(self) -> None:
+        for name, pool in self.pools.items():
+            known = ", ".join(sorted(self.engines)) or "none"
+            key = f"judges.pools.{name}.engine"
+            _require(pool.engine in self.engines, key, f"one of judges.engines ({known})", pool.engine)
+        _positive("judges", self, "failure_window")
+        _require(0 < self.max_failure_rate <= 1, "judges.max_failure_rate", "in (0, 1]", self.max_failure_rate)
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """PERM's reward: empathy + bystander + length (arXiv 2601.10532)."""
+
+    combine: str = "harmonic"
+    weights: dict[str, float] = field(default_factory=dict)
+    bystander_coef: float = 0.5
+    length_coef: float = 0.001
+    length_free_tokens: int = 768
+    missing_section: str = "floor"
+    advantage_scaling: str = "group"
+
+    def __post_init__(self) -> None:
+        _one_of("rewards", self, "combine", "harmonic", "mean", "geometric")
+        _one_of("rewards", self, "missing_section", "floor", "mask")
+        _one_of("rewards", self, "advantage_scaling", "group", "none")
+        _at_least_zero("rewards", self, "bystander_coef", "length_coef", "length_free_tokens")
+        for name, weight in self.weights.items():
+            _require(weight > 0, f"rewards.weights.{name}", "greater than 0", weight)
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """The DeepSpeed ranks and GRPO's objective."""
+
+    num_ranks: int = 1
+    num_cpus: float = 2.0
+    num_gpus: float = 0.0
+    num_threads: int = 2
+    dtype: str = "bfloat16"
+    zero_stage: int = 2
+    micro_batch_tokens: int = 4096
+    gradient_checkpointing: bool = True
+    lr: float = 1e-6
+    warmup_ratio: float = 0.1
+    weight_decay: float = 0.0
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    max_grad_norm: float = 1.0
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    kl_coef: float = 0.01
+    start_timeout_s: float = 300.0
+    step_timeout_s: float = 1800.0
+    collective_timeout_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        _positive("trainer", self, "num_ranks", "num_threads", "micro_batch_tokens", "lr")
+        _positive("trainer", self, "max_grad_norm", "clip_low", "clip_high")
+        _positive("trainer", self, "start_timeout_s", "step_timeout_s", "collective_timeout_s")
+        _at_least_zero("trainer", self, "num_cpus", "num_gpus", "kl_coef", "weight_decay")
+        _one_of("trainer", self, "dtype", "bfloat16", "float32")
+        _one_of("trainer", self, "zero_stage", 0, 1, 2, 3)
+        _require(0 <= self.warmup_ratio <= 1, "trainer.warmup_ratio", "in [0, 1]", self.warmup_ratio)
+        _require(
+            not (self.dtype == "bfloat16" and self.zero_stage == 0),
+            "trainer.zero_stage",
+            "1, 2 or 3 with bfloat16 (DeepSpeed 0.19 takes a wrong first Adam step at stage 0)",
+            self.zero_stage,
+        )
+
+
+@dataclass(frozen=True)
+class SyncConfig:
+    """Weight sync, trainer to rollout engines."""
+
+    chunk_mb: int = 64
+    timeout_s: float = 120.0
+
+    def __post_init__(self) -> None:
+        _positive("sync", self, "chunk_mb", "timeout_s")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """The judged reward on held-out scenarios. `num_scenarios: 0` turns it off."""
+
+    num_scenarios: int = 16
+    completions_per_prompt: int = 1
+    every: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least_zero("evaluation", self, "num_scenarios", "every")
+        _positive("evaluation", self, "completions_per_prompt")
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """MLflow. `mlflow_uri: null` is an sqlite file in the run directory."""
+
+    mlflow: bool = True
+    mlflow_uri: Optional[str] = None
+    experiment: str = "perm_ray"
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Checkpoints every `every` steps (0: only the last one), the newest `keep` kept."""
+
+    every: int = 50
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        _at_least_zero("checkpoint", self, "every")
+        _positive("checkpoint", self, "keep")
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole configuration. Hand a component its own section, never this."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    judges: JudgesConfig = field(default_factory=JudgesConfig)
+    rewards: RewardConfig = field(default_factory=RewardConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    sync: SyncConfig = field(default_factory=SyncConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def __post_init__(self) -> None:
+        needed = self.prompt.max_tokens + self.rollout.max_completion_tokens
+        length = self.rollout.engine.max_model_len
+        _require(
+            needed <= length,
+            "rollout.engine.max_model_len",
+            f"at least prompt.max_tokens + rollout.max_completion_tokens = {needed}",
+            length,
+        )
+
+    def as_dict(self) -> dict[str, object]:
+        """The configuration as plain nested values, for files and reports."""
+        return dataclasses.asdict(self)

@@ -1,0 +1,1 @@
+"""Scenarios, their order, and how one becomes a prompt."""

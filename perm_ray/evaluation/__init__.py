@@ -1,0 +1,1 @@
+"""Measuring a policy on scenarios it was not trained on."""

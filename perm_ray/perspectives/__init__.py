@@ -1,0 +1,1 @@
+"""The four perspectives: what each reads, asks and how its answer becomes a score."""

@@ -1,0 +1,1 @@
+"""Judgments to rewards, rewards to advantages: plain arithmetic, no torch, no Ray."""

@@ -1,0 +1,1 @@
+"""Fakes and the tiny model, shipped for tests of logic."""

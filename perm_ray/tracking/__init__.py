@@ -1,0 +1,1 @@
+"""What a run writes down: the run directory, MLflow, the terminal."""

@@ -1,0 +1,1 @@
+"""GRPO on DeepSpeed: batches, loss, one rank, the group of ranks."""

@@ -1,0 +1,175 @@
+"""The frozen data that crosses a boundary: between rooms, actors and files.
+
+The words are those of the field (see the README's glossary): a *scenario* becomes a *prompt*, the
+policy samples *completions*, each perspective returns a *judgment*, judgments become a *reward*, and
+completion + judgments + reward is a *rollout*. The rollouts of one prompt are a *group*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One chat message, as chat templates know it: role is `system`, `user` or `assistant`."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of a scenario's dialogue: role is `seeker` or `supporter`."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A person in trouble (or in joy): one row of a data set.
+
+    `persona` is who the seeker is, `situation` what is happening to them (the row's `scenario`
+    field), `dialogue` what they said. `language` and `culture` are optional tags.
+    """
+
+    scenario_id: str
+    persona: str
+    situation: str
+    dialogue: tuple[Turn, ...]
+    language: str | None = None
+    culture: str | None = None
+
+    @property
+    def query(self) -> str:
+        """What the policy answers: the first turn of the dialogue."""
+        return self.dialogue[0].content
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A scenario as the policy sees it.
+
+    `messages` is the chat, `prefix` the opening of the assistant's turn that is given to the policy
+    (it belongs to the answer's text but is not sampled), `token_ids` the rendered whole.
+    """
+
+    scenario: Scenario
+    messages: tuple[Message, ...]
+    prefix: str
+    token_ids: tuple[int, ...]
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One answer sampled by the policy for the prompt `scenario_id`.
+
+    `token_ids` are what was sampled, and what is trained on; `logprobs` has the sampler's
+    log-probability of each (same length); `version` is the policy version that produced it;
+    `text` is the decoded answer, the prompt's prefix included.
+    """
+
+    scenario_id: str
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    version: int
+    finish_reason: FinishReason
+
+    @property
+    def truncated(self) -> bool:
+        return self.finish_reason == FinishReason.LENGTH
+
+
+@dataclass(frozen=True, slots=True)
+class Sections:
+    """A completion split into its two parts; a part that is missing is None."""
+
+    analysis: str | None
+    response: str | None
+
+    @property
+    def valid(self) -> bool:
+        return self.analysis is not None and self.response is not None
+
+
+class Status(StrEnum):
+    """What became of a judgment."""
+
+    OK = "ok"
+    UNPARSEABLE = "unparseable"  # the judge answered, but not with a score
+    FAILED = "failed"  # the call failed
+    SKIPPED = "skipped"  # there was nothing to judge: the section is missing
+
+
+@dataclass(frozen=True, slots=True)
+class Judgment:
+    """What one perspective says of one completion.
+
+    `score` is on the perspective's own scale and None unless status is ok; `mass` is the
+    probability the judge gave to valid answers (in [0, 1]); `distribution` its renormalised
+    probabilities over the scale, lowest value first; `criteria` the parts of a score that is a sum;
+    `reason` the judge's words, or why there is no score.
+    """
+
+    perspective: str
+    status: Status
+    score: float | None = None
+    mass: float | None = None
+    distribution: tuple[float, ...] = ()
+    criteria: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
+    tries: int = 1
+    latency_s: float = 0.0
+    judge: str = ""
+    rubric_digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """A completion's reward and what it is the sum of: value = empathy + bystander + length."""
+
+    value: float
+    empathy: float
+    bystander: float
+    length: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A judged completion. `reward` is None when it is masked: then `masked_because` says why, and
+    it neither enters its group's baseline nor gives a gradient."""
+
+    completion: Completion
+    sections: Sections
+    judgments: Mapping[str, Judgment]
+    reward: Reward | None
+    masked_because: str = ""
+
+    @property
+    def masked(self) -> bool:
+        return self.reward is None
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutGroup:
+    """The rollouts of one prompt with their advantages (same order; 0 for masked ones)."""
+
+    prompt: Prompt
+    rollouts: tuple[Rollout, ...]
+    advantages: tuple[float, ...]
+
+    @property
+    def zero_variance(self) -> bool:
+        """True when the group teaches nothing: every advantage is zero."""
+        return not any(self.advantages)
