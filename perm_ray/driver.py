@@ -1,0 +1,140 @@
+"""The synchronous loop: sample, judge, train, sync, record; then the next step.
+
+Everything a step produces was made by the policy that the step before it left behind, and the next
+step waits for the weights: exact, and repeatable bit for bit on CPU with `run.deterministic`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+
+from perm_ray.checkpoint import RunState
+from perm_ray.evaluation.heldout import HeldoutResult, compare, heldout_result
+from perm_ray.runtime import Runtime
+from perm_ray.signals import StopSignals
+from perm_ray.tracking.metrics import rollout_metrics
+from perm_ray.trainer.batching import TrainSequence
+from perm_ray.types import RolloutGroup
+
+
+class Driver:
+    """Runs the loop from `state`, which is always that of the last finished step."""
+
+    def __init__(self, run: Runtime, state: RunState, stop: StopSignals) -> None:
+        self._run = run
+        self._stop = stop
+        self._started = time.monotonic() - state.wall_time_s
+        self._saved_step = state.step
+        self.state = state
+        self.evaluation: dict[str, object] = {}
+
+    def train(self) -> None:
+        """All steps that are left. Raises `Interrupted` between or within steps; `save` works after it."""
+        run, config = self._run, self._run.config
+        run.weight_sync.push(self.state.step)
+        if not self.state.before:
+            self.state = replace(self.state, before=asdict(self._evaluate(step=0)))
+        for step in range(self.state.step + 1, config.run.steps + 1):
+            self._step(step)
+            if config.evaluation.every and step % config.evaluation.every == 0:
+                self._evaluate(step)
+            if config.checkpoint.every and step % config.checkpoint.every == 0:
+                self.save()
+        before = HeldoutResult(**self.state.before)
+        if before.rewards:
+            self.evaluation = compare(before, self._evaluate(config.run.steps), config.run.seed)
+        self.save()
+        run.progress.phase("exporting the policy")
+        run.trainer.export(run.directory.policy)
+
+    @property
+    def wall_time_s(self) -> float:
+        """Time spent on this run so far, earlier sessions included."""
+        return time.monotonic() - self._started
+
+    def save(self) -> None:
+        """Write a checkpoint of the last finished step, unless there is one already."""
+        if self.state.step == self._saved_step:
+            return
+        run = self._run
+        run.progress.phase("saving a checkpoint")
+        state = replace(self.state, mlflow_run_id=run.tracker.run_id, wall_time_s=self.wall_time_s)
+        run.checkpoints.save(state, run.trainer.save)
+        self._saved_step = state.step
+
+    def _step(self, step: int) -> None:
+        run, start = self._run, time.monotonic()
+        prompts = [run.models.train_prompts[index] for index in run.sampler.next_batch()]
+        collected = run.collector.collect(
+            prompts,
+            num_completions=run.config.rollout.completions_per_prompt,
+            step=step,
+            report=run.progress.phase,
+        )
+        run.failure_limit.check(step, collected.groups)
+        with self._stop.deferred(hurry=run.trainer.request_stop):
+            training = time.monotonic()
+            run.progress.phase("train")
+            trained = self._update(step, collected.groups)
+            train_s = time.monotonic() - training
+            run.progress.phase("sync")
+            synced = run.weight_sync.push(version=step)
+            metrics = rollout_metrics(collected.groups) | trained | synced.metrics()
+            metrics["rollout/tokens_per_s"] = metrics["rollout/tokens"] / collected.generate_s
+            metrics |= {
+                "time/generate_s": collected.generate_s,
+                "time/judge_s": collected.judge_s,
+                "time/train_s": train_s,
+                "time/sync_s": synced.seconds,
+                "time/step_s": time.monotonic() - start,
+            }
+            self._record(step, metrics, collected.groups)
+            self.state = replace(self.state, step=step, sampler=run.sampler.state())
+
+    def _update(self, step: int, groups: Sequence[RolloutGroup]) -> dict[str, float]:
+        sequences = train_sequences(groups)
+        if not sequences:
+            self._run.progress.note(f"Step {step}: every rollout is masked, the policy stays as it is.")
+            return {}
+        return self._run.trainer.train_step(step, sequences)
+
+    def _record(self, step: int, metrics: dict[str, float], groups: Sequence[RolloutGroup]) -> None:
+        run = self._run
+        run.directory.append_metrics(step, metrics)
+        run.directory.write_samples(step, groups)
+        run.tracker.log_step(step, metrics)
+        run.progress.step_done(step, metrics)
+
+    def _evaluate(self, step: int) -> HeldoutResult:
+        run = self._run
+        if not run.models.heldout_prompts:
+            return HeldoutResult()
+        run.progress.note(f"Evaluating {len(run.models.heldout_prompts)} held-out scenarios.")
+        collected = run.collector.collect(
+            run.models.heldout_prompts,
+            num_completions=run.config.evaluation.completions_per_prompt,
+            step=0,  # the same random numbers each time: the difference is paired
+            purpose="heldout",
+            report=run.progress.phase,
+        )
+        run.directory.write_heldout(step, collected.groups)
+        result = heldout_result(collected.groups, rollout_metrics(collected.groups))
+        run.tracker.log_step(step, {f"heldout/{name}": value for name, value in result.metrics.items()})
+        return result
+
+
+def train_sequences(groups: Sequence[RolloutGroup]) -> list[TrainSequence]:
+    """What the trainer learns from: every rollout that is not masked, with its sampled token ids."""
+    return [
+        TrainSequence(
+            prompt_ids=group.prompt.token_ids,
+            completion_ids=rollout.completion.token_ids,
+            sampler_logprobs=rollout.completion.logprobs,
+            advantage=advantage,
+        )
+        for group in groups
+        for rollout, advantage in zip(group.rollouts, group.advantages, strict=True)
+        if not rollout.masked and rollout.completion.token_ids
+    ]

@@ -1,0 +1,79 @@
+"""One perspective's judges, and the engines that judges ask. The driver's handles on both."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from perm_ray.config.schema import EngineConfig, JudgePoolConfig
+from perm_ray.engine.vllm_engine import engine_env
+from perm_ray.judges.actor import JudgeActor, JudgeTask
+from perm_ray.judges.engine import JudgeEngine
+
+# A judge and its engine hold nothing that a restart loses: Ray replaces a dead one and re-issues its calls.
+_REPLACED_BY_RAY = {"max_restarts": 2, "max_task_retries": 1}
+
+
+class JudgeEnginePool:
+    """All judge engines, by their name in `judges.engines`."""
+
+    def __init__(
+        self,
+        configs: Mapping[str, EngineConfig],
+        model_dirs: Mapping[str, Path],
+        seed: int,
+        deterministic: bool,
+    ) -> None:
+        self.actors: dict[str, list[Any]] = {}
+        for name, config in configs.items():
+            actor = ray.remote(JudgeEngine).options(
+                num_cpus=config.num_cpus,
+                num_gpus=config.num_gpus,
+                max_concurrency=1000,
+                runtime_env={"env_vars": engine_env(config)},
+                **_REPLACED_BY_RAY,
+            )
+            self.actors[name] = [
+                actor.remote(model_dirs[name], config, seed, deterministic) for _ in range(config.replicas)
+            ]
+
+    def starting(self) -> dict[str, ray.ObjectRef]:
+        """A call for each engine that returns once it is up."""
+        return {
+            f"judge engine {name}/{i}": actor.ready.remote()
+            for name, actors in self.actors.items()
+            for i, actor in enumerate(actors)
+        }
+
+
+class JudgePool:
+    """One perspective: a judge for each replica of its engine."""
+
+    def __init__(
+        self, name: str, config: JudgePoolConfig, engines: Sequence[Any], model: str, seed: int
+    ) -> None:
+        self.name = name
+        self.config = config
+        actor = ray.remote(JudgeActor).options(num_cpus=0, max_concurrency=1000, **_REPLACED_BY_RAY)
+        self.actors: list[Any] = [actor.remote(name, config, engine, model, seed) for engine in engines]
+
+    def starting(self) -> dict[str, ray.ObjectRef]:
+        """A call for each judge that returns once it is up."""
+        return {f"judge {self.name}/{i}": actor.ready.remote() for i, actor in enumerate(self.actors)}
+
+    def replica_of(self, scenario_id: str) -> int:
+        """Which judge a group goes to: always the same, whose engine holds the group's prefix."""
+        return int(hashlib.sha256(scenario_id.encode()).hexdigest(), 16) % len(self.actors)
+
+    def judge(self, replica: int, tasks: Sequence[JudgeTask]) -> ray.ObjectRef:
+        """Begin judging; the reference holds one judgment per task."""
+        return self.actors[replica].judge.remote(tasks)
+
+    @property
+    def timeout_s(self) -> float:
+        """The longest that one call may take, its tries included."""
+        return self.config.timeout_s * (self.config.retries + 1) + 30.0

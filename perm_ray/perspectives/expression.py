@@ -1,0 +1,33 @@
+"""Expression: is the understanding conveyed in a warm, human, fitting way?
+
+The second part of the Empathy Cycle, what the supporter communicates; it reads the response.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from perm_ray.perspectives.perspective import ExpectedDigit, Kind, Reads, Scale, WithRubric
+from perm_ray.types import Scenario
+
+
+@dataclass(frozen=True)
+class Expression(WithRubric):
+    name: str = field(default="expression", init=False)
+    kind: Kind = field(default="empathy", init=False)
+    reads: Reads = field(default="response", init=False)
+    scale: Scale = field(default=Scale(1, 5), init=False)
+
+    def ask(self, scenario: Scenario, text: str, fence: str) -> ExpectedDigit:
+        setting = (
+            f"The seeker: {scenario.persona}\n"
+            f"The situation: {scenario.situation}\n"
+            f"The seeker said: {scenario.query}\n\n"
+            "The supporter's reply:"
+        )
+        task = (
+            "Read the reply again. Does it show, in warm and human words, that the supporter understood "
+            "this seeker? 1 = no, 5 = yes."
+        )
+        prompt = self.judge_prompt(setting, text, fence, task, "I give this reply a score of ")
+        return ExpectedDigit(prompt, self.scale.values)

@@ -1,0 +1,33 @@
+"""Resonation: does the supporter's analysis enter the seeker's frame of reference?
+
+The first part of the Empathy Cycle, inside the supporter and not yet said; it reads the analysis.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from perm_ray.perspectives.perspective import ExpectedDigit, Kind, Reads, Scale, WithRubric
+from perm_ray.types import Scenario
+
+
+@dataclass(frozen=True)
+class Resonation(WithRubric):
+    name: str = field(default="resonation", init=False)
+    kind: Kind = field(default="empathy", init=False)
+    reads: Reads = field(default="analysis", init=False)
+    scale: Scale = field(default=Scale(1, 5), init=False)
+
+    def ask(self, scenario: Scenario, text: str, fence: str) -> ExpectedDigit:
+        setting = (
+            f"The seeker: {scenario.persona}\n"
+            f"The situation: {scenario.situation}\n"
+            f"The seeker said: {scenario.query}\n\n"
+            "The supporter's private analysis of the seeker:"
+        )
+        task = (
+            "Read the analysis again. Does it show that the supporter understood this seeker? "
+            "1 = no, 5 = yes."
+        )
+        prompt = self.judge_prompt(setting, text, fence, task, "I give this analysis a score of ")
+        return ExpectedDigit(prompt, self.scale.values)

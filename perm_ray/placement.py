@@ -1,0 +1,132 @@
+"""Which resources a run takes, and the Ray session that provides them.
+
+`demands` is plain arithmetic over the configuration (what `--dry-run` prints); `start_ray` starts a
+private cluster of that size on this machine or joins the one at `ray.address`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from perm_ray.config.schema import Config
+from perm_ray.errors import ConfigError, RunError
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """`count` actors of one role, each with so many CPUs and GPUs."""
+
+    role: str
+    count: int
+    num_cpus: float
+    num_gpus: float
+    model: str = ""
+
+
+def demands(config: Config) -> tuple[Demand, ...]:
+    """What each pool of the run takes."""
+    engine, trainer = config.rollout.engine, config.trainer
+    rows = [Demand("rollout engine", engine.replicas, engine.num_cpus, engine.num_gpus, config.policy.model)]
+    for name, judge in config.judges.engines.items():
+        rows.append(
+            Demand(f"judge engine {name}", judge.replicas, judge.num_cpus, judge.num_gpus, judge.model)
+        )
+    for name, pool in config.judges.pools.items():
+        replicas = config.judges.engines[pool.engine].replicas
+        rows.append(Demand(f"judge {name}", replicas, 0.0, 0.0, f"asks {pool.engine}"))
+    rows.append(
+        Demand("trainer rank", trainer.num_ranks, trainer.num_cpus, trainer.num_gpus, config.policy.model)
+    )
+    return tuple(rows)
+
+
+def total(rows: Sequence[Demand]) -> tuple[float, float]:
+    """`(CPUs, GPUs)` of all rows together."""
+    return sum(row.count * row.num_cpus for row in rows), sum(row.count * row.num_gpus for row in rows)
+
+
+def authenticate(address: str | None) -> None:
+    """Turn Ray's token authentication on; call it before anything imports Ray, which reads it then.
+
+    A private cluster (`address` None) gets a token of its own that nobody else knows. For an existing
+    one the user's token applies, and `RAY_AUTH_MODE` when it is set.
+    """
+    if address is None:
+        wanted = {"RAY_AUTH_MODE": "token"}
+        if "ray" not in sys.modules:
+            wanted["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        elif os.environ.get("RAY_AUTH_MODE") != "token" or "RAY_AUTH_TOKEN" not in os.environ:
+            raise RunError("Ray was imported before its token authentication was set: call authenticate() first.")
+        os.environ.update(wanted)
+    else:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def start_ray(config: Config) -> None:
+    """Start a private cluster (`ray.address: null`) or join one, and wait until it can hold the run.
+
+    A private cluster listens on loopback only. Phases of the loop take turns, so it offers as many CPU
+    *slots* as the run's actors ask for, whatever the machine has.
+    """
+    authenticate(config.ray.address)
+    import ray
+
+    cpus, gpus = total(demands(config))
+    if config.ray.address is None:
+        ray.init(
+            num_cpus=config.ray.num_cpus or max(1, math.ceil(cpus)),
+            num_gpus=None if gpus else 0,
+            object_store_memory=int(config.ray.object_store_gb * 2**30),
+            include_dashboard=False,
+            dashboard_host="127.0.0.1",
+            _node_ip_address="127.0.0.1",
+            log_to_driver=False,
+        )
+    else:
+        ray.init(address=config.ray.address, log_to_driver=False)
+    _await_resources(cpus, gpus, config.ray.startup_timeout_s)
+
+
+def stop_ray() -> None:
+    """Leave the cluster: this run's actors end, and so does a private cluster."""
+    import ray
+
+    ray.shutdown()
+
+
+def _await_resources(cpus: float, gpus: float, timeout_s: float) -> None:
+    """Wait until the cluster has as much as the run takes; say what is missing when it never does."""
+    import ray
+
+    deadline = time.monotonic() + timeout_s
+    while True:
+        found = ray.cluster_resources()
+        lacking = [
+            f"{wanted:g} {kind}s (the cluster has {found.get(kind, 0):g})"
+            for kind, wanted in (("CPU", cpus), ("GPU", gpus))
+            if found.get(kind, 0) < wanted
+        ]
+        if not lacking:
+            return
+        if time.monotonic() > deadline:
+            raise RunError(
+                f"The run needs {' and '.join(lacking)}, waited {timeout_s:.0f} s: add nodes, or lower replicas."
+            )
+        time.sleep(1.0)
+
+
+def check_local_resources(config: Config) -> None:
+    """Refuse at once what a private cluster can never hold. Raises `ConfigError`."""
+    cpus, _ = total(demands(config))
+    offered = config.ray.num_cpus
+    if config.ray.address is None and offered is not None and offered < cpus:
+        raise ConfigError(
+            f"ray.num_cpus must be at least {math.ceil(cpus)}, what the run's actors take together, "
+            f"found {offered}: raise it or leave it null."
+        )

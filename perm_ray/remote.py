@@ -1,0 +1,59 @@
+"""Waiting for remote calls: always with a bound, and the first failure ends the wait.
+
+Every wait of the driver goes through here, so that every error names who failed, where and while
+doing what.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+
+from perm_ray.errors import ActorFailedError, ActorTimeoutError, PermRayError
+
+
+def wait_all(calls: Mapping[str, ray.ObjectRef], *, timeout_s: float, doing: str) -> list[Any]:
+    """The results of `calls` (role -> reference), in order.
+
+    Raises `ActorFailedError` as soon as one fails and `ActorTimeoutError` when `timeout_s` is over;
+    `doing` completes the sentence, e.g. "starting" or "training step 3".
+    """
+    role_of = {ref: role for role, ref in calls.items()}
+    waiting, deadline = list(role_of), time.monotonic() + timeout_s
+    while waiting:
+        left = max(0.0, deadline - time.monotonic())
+        done, waiting = ray.wait(waiting, num_returns=1, timeout=left)
+        if not done:
+            late = ", ".join(role_of[ref] for ref in waiting)
+            raise ActorTimeoutError(f"{late} did not answer within {timeout_s:.0f} s while {doing}.")
+        fetch(done[0], role_of[done[0]], doing)
+    return [fetch(ref, role, doing) for role, ref in calls.items()]
+
+
+def fetch(ref: ray.ObjectRef, role: str, doing: str) -> Any:
+    """The value of a reference that is ready; a failure is told with role, node and cause."""
+    try:
+        return ray.get(ref, timeout=60)
+    except (RayError, GetTimeoutError) as error:
+        raise explain(error, role, doing) from error
+
+
+def explain(error: Exception, role: str, doing: str) -> PermRayError:
+    """Turn what Ray raised into one sentence for people. Our own errors come through unchanged."""
+    if isinstance(error, RayTaskError):
+        if isinstance(error.cause, PermRayError):
+            return error.cause
+        return ActorFailedError(f"{role} failed while {doing}: {type(error.cause).__name__}: {error.cause}")
+    if isinstance(error, RayActorError):
+        return ActorFailedError(f"{role} died while {doing}: {' '.join(str(error).split())}")
+    return ActorFailedError(f"{role} could not be reached while {doing}: {type(error).__name__}: {error}")
+
+
+def kill_all(handles: Sequence[Any]) -> None:
+    """End actors now; one that is dead already is no error."""
+    for handle in handles:
+        ray.kill(handle, no_restart=True)

@@ -1,0 +1,109 @@
+"""A rollout engine: the policy in vLLM, sampled from by the pool and fed by weight sync.
+
+Runs remotely. `sample` streams each completion the moment it finishes; the weight methods carry the
+names that vLLM's trainer-side weight transfer calls.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from perm_ray.config.schema import EngineConfig
+from perm_ray.data.prompts import ChatRenderer
+from perm_ray.engine.vllm_engine import Generation, GenerationRequest, VLLMEngine
+from perm_ray.types import Completion, Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingPlan:
+    """How the prompts of one step are sampled. `seed_key` names run seed and step (or evaluation):
+    with scenario and index it fixes each completion's random numbers, wherever it is sampled."""
+
+    num_completions: int
+    max_tokens: int
+    temperature: float
+    top_p: float
+    seed_key: str
+
+
+def completion_seed(seed_key: str, scenario_id: str, index: int) -> int:
+    """A 63-bit seed for one completion, the same in every process."""
+    digest = hashlib.sha256(f"{seed_key}/{scenario_id}/{index}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+class RolloutActor:
+    """Made an actor by `pool.py`; one vLLM engine each."""
+
+    def __init__(self, model_dir: Path, config: EngineConfig, seed: int, exclusive: bool) -> None:
+        self._renderer = ChatRenderer(model_dir)
+        self._engine = VLLMEngine(model_dir, config, seed=seed, receives_weights=True, exclusive=exclusive)
+
+    async def ready(self) -> None:
+        """Returns once the engine is up."""
+
+    async def sample(self, prompts: Sequence[Prompt], plan: SamplingPlan) -> AsyncIterator[Completion]:
+        """Yield `plan.num_completions` completions of each prompt, in finishing order."""
+        wanted = [(prompt, index) for prompt in prompts for index in range(plan.num_completions)]
+        requests = [
+            GenerationRequest(
+                prompt_ids=prompt.token_ids,
+                max_tokens=plan.max_tokens,
+                temperature=plan.temperature,
+                top_p=plan.top_p,
+                seed=completion_seed(plan.seed_key, prompt.scenario.scenario_id, index),
+            )
+            for prompt, index in wanted
+        ]
+        async for position, generation in self._engine.generate(requests):
+            yield self._completion(*wanted[position], generation)
+
+    def _completion(self, prompt: Prompt, index: int, generation: Generation) -> Completion:
+        return Completion(
+            scenario_id=prompt.scenario.scenario_id,
+            index=index,
+            text=prompt.prefix + self._renderer.decode(generation.token_ids),
+            token_ids=generation.token_ids,
+            logprobs=generation.logprobs,
+            version=generation.version,
+            finish_reason=generation.finish_reason,
+        )
+
+    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        await self._engine.control(
+            lambda engine: engine.collective_rpc(
+                "init_weight_transfer_engine", kwargs={"init_info": init_info}
+            )
+        )
+
+    async def start_weight_update(self) -> None:
+        """Drops the prefix cache first: it was computed with the weights that are about to go."""
+
+        def start(engine: Any) -> None:
+            if not engine.reset_prefix_cache():
+                raise RuntimeError("weights were sent while completions were still being sampled")
+            engine.collective_rpc("start_weight_update")
+
+        await self._engine.control(start)
+
+    async def update_weights(self, update_info: dict[str, Any]) -> None:
+        await self._engine.control(
+            lambda engine: engine.collective_rpc("update_weights", kwargs={"update_info": update_info})
+        )
+
+    async def finish_weight_update(self, version: int) -> None:
+        """The update is complete: what is sampled from now on is labelled `version`."""
+
+        def finish(engine: Any) -> None:
+            engine.collective_rpc("finish_weight_update")
+            engine.set_weight_version(str(version))
+
+        await self._engine.control(finish)
+
+    async def weight_version(self) -> int:
+        """The version of the last update that was completed."""
+        return await self._engine.control(lambda engine: int(engine.get_weight_version()))

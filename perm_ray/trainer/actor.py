@@ -1,0 +1,102 @@
+"""One DeepSpeed rank as a Ray actor: the remote shell around `learner.py`.
+
+`group.py` makes the class an actor and is the only caller. The driver imports this file too, so
+torch and DeepSpeed are imported inside the methods, in the actor's process.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import ray
+
+from perm_ray.config.schema import TrainerConfig
+from perm_ray.errors import RunError
+from perm_ray.trainer.batching import TrainSequence
+from perm_ray.trainer.metrics import StepSums
+
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+
+    from perm_ray.trainer.learner import Learner
+    from perm_ray.trainer.weights import PolicyWeights
+
+Result = TypeVar("Result")
+
+
+class TrainerRank:
+    """One rank of the trainer group. Ranks act together: each call is made on all of them."""
+
+    def __init__(
+        self, config: TrainerConfig, model_dir: Path, rank: int, seed: int, total_steps: int
+    ) -> None:
+        self.rank = rank
+        self.weight_sender: Any = None  # weight sync's, between two pushes
+        self._config = config
+        self._model_dir = model_dir
+        self._seed = seed
+        self._total_steps = total_steps
+        self._stop = threading.Event()
+        self._store: TCPStore | None = None
+        self._started: Learner | None = None
+
+    def where(self) -> str:
+        """The address of the node this rank lives on, for error messages."""
+        return ray.util.get_node_ip_address()
+
+    def open_store(self) -> tuple[str, int]:
+        """Rank 0 only: open the meeting point and return its host and port."""
+        from perm_ray.trainer import engine
+
+        host = ray.util.get_node_ip_address()
+        self._store = engine.open_store(host, self._config.num_ranks, self._config.start_timeout_s)
+        return host, self._store.port
+
+    def start(self, address: tuple[str, int]) -> None:
+        """Meet the other ranks at `address`, load the policy and build the engine."""
+        from perm_ray.trainer import engine
+        from perm_ray.trainer.learner import Learner
+
+        engine.quiet_libraries()
+        engine.join(self._config, self.rank, address, self._store, self._seed)
+        self._started = Learner(self._config, self._model_dir, self.rank, self._total_steps)
+
+    def train_step(
+        self, step: int, micro_batches: Sequence[Sequence[TrainSequence]], total_completion_tokens: int
+    ) -> StepSums:
+        """This rank's share of step `step`; every rank gets as many micro-batches, some maybe empty."""
+        return self._learner.step(step, micro_batches, total_completion_tokens, self._stop.is_set)
+
+    @ray.method(concurrency_group="control")
+    def request_stop(self) -> None:
+        """Give up the step under way at its next micro-batch, and every later one. Saving still works."""
+        self._stop.set()
+
+    def save(self, path: Path) -> None:
+        """Write this rank's part of a checkpoint under `path`."""
+        self._learner.save(path)
+
+    def load(self, path: Path) -> None:
+        """Restore a checkpoint written by as many ranks."""
+        self._learner.load(path)
+
+    def export(self, path: Path) -> None:
+        """Write the policy as a Hugging Face folder."""
+        self._learner.export(path)
+
+    def weight_source(self) -> PolicyWeights:
+        """The policy's weights, to be read on every rank together. Not for remote calls: use `apply`."""
+        return self._learner.weights()
+
+    def apply(self, function: Callable[..., Result], *args: Any) -> Result:
+        """Run `function(this rank, *args)` in this process: how weight sync brings its own half along."""
+        return function(self, *args)
+
+    @property
+    def _learner(self) -> Learner:
+        if self._started is None:
+            raise RunError(f"Trainer rank {self.rank} was used before it was started.")
+        return self._started

@@ -1,0 +1,201 @@
+"""DeepSpeed as this project uses it: how ranks meet, the engine's settings, its checkpoints.
+
+Each odd line is a trap that was met and measured; the comment beside it says which.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import random
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import deepspeed
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from perm_ray.config.schema import TrainerConfig
+from perm_ray.errors import CheckpointError
+
+Engine: TypeAlias = Any  # a DeepSpeedEngine, whose own annotations do not fit what it does
+
+BUCKET_ELEMENTS = 20_000_000  # DeepSpeed's default of 5e8 costs memory and 10 % of the speed
+CHECKPOINT_TAG = "deepspeed"
+
+
+def quiet_libraries() -> None:
+    """Leave the log to what matters: no progress bars, and only DeepSpeed's warnings."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    transformers_logging.disable_progress_bar()
+
+
+def open_store(host: str, num_ranks: int, timeout_s: float) -> TCPStore:
+    """The store the ranks meet at. It picks and keeps its own port: nobody can take it in between."""
+    timeout = timedelta(seconds=timeout_s)
+    return TCPStore(host, 0, num_ranks, is_master=True, wait_for_workers=False, timeout=timeout)
+
+
+def join(
+    config: TrainerConfig, rank: int, address: tuple[str, int], store: TCPStore | None, seed: int
+) -> None:
+    """Bring this rank into the process group. `store` is rank 0's own; the others connect to it."""
+    host, port = address
+    timeout = timedelta(seconds=config.collective_timeout_s)
+    backend = "nccl" if config.num_gpus > 0 else "gloo"
+    torch.set_num_threads(config.num_threads)  # Ray's OMP_NUM_THREADS leaves torch at 1
+    random.seed(seed + rank)
+    np.random.seed(seed + rank)
+    torch.manual_seed(seed + rank)
+    # DeepSpeed clones the world group without passing a timeout: a stuck peer would be waited for
+    # 30 minutes. new_group() falls back on this default.
+    dist.distributed_c10d.default_pg_timeout = timeout
+    if store is None:
+        store = TCPStore(host, port, config.num_ranks, is_master=False, timeout=timeout)
+    os.environ.update(
+        MASTER_ADDR=host,
+        MASTER_PORT=str(port),
+        RANK=str(rank),
+        WORLD_SIZE=str(config.num_ranks),
+        LOCAL_RANK="0",  # an actor sees only its own device
+    )
+    # No device_id: with one, NCCL weight sync hangs (open-instruct#1311).
+    dist.init_process_group(backend, store=store, rank=rank, world_size=config.num_ranks, timeout=timeout)
+    # An op that training never uses, which would be compiled now: 95 s, or a crash without ninja.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(backend, timeout=timeout)
+
+
+def warmup(warmup_ratio: float, total_steps: int) -> Callable[[int], float]:
+    """The learning rate's factor at step t (from 0): min(1, (t + 1) / w), w = ceil(ratio * steps).
+
+    The first step already learns; DeepSpeed's own schedules spend one or two steps at 0.
+    """
+    steps = max(1, math.ceil(round(warmup_ratio * total_steps, 6)))
+    return lambda step: min(1.0, (step + 1) / steps)
+
+
+def settings(config: TrainerConfig) -> dict[str, Any]:
+    """DeepSpeed's configuration."""
+    adam = {
+        "lr": config.lr,
+        "betas": list(config.adam_betas),
+        "eps": 1e-8,
+        "weight_decay": config.weight_decay,
+        "torch_adam": True,  # torch's own fused AdamW: DeepSpeed's are compiled on first use
+        "fused": True,
+    }
+    result: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,  # the learner marks the boundary: counts differ by step
+        "zero_optimization": {
+            "stage": config.zero_stage,
+            "reduce_bucket_size": BUCKET_ELEMENTS,
+            "allgather_bucket_size": BUCKET_ELEMENTS,
+        },
+        "bf16": {"enabled": config.dtype == "bfloat16"},
+        "gradient_clipping": config.max_grad_norm,
+        "optimizer": {"type": "AdamW", "params": adam},
+        "steps_per_print": 10**9,
+    }
+    if config.zero_stage > 0:
+        result["data_types"] = {"grad_accum_dtype": "fp32"}  # the default under bf16 is bf16
+    return result
+
+
+def build_engine(config: TrainerConfig, model: PreTrainedModel, total_steps: int) -> Engine:
+    """Hand the model to DeepSpeed, with gradient checkpointing as configured."""
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    factor = warmup(config.warmup_ratio, total_steps)
+    initialize: Any = deepspeed.initialize  # its annotations do not know lists of parameters
+    engine, *_ = initialize(
+        model=model,
+        model_parameters=[parameter for parameter in model.parameters() if parameter.requires_grad],
+        config=settings(config),
+        lr_scheduler=lambda optimizer: LambdaLR(optimizer, factor),
+    )
+    return engine
+
+
+def update(engine: Engine) -> float:
+    """Step the optimizer at the end of the accumulated micro-batches; returns the gradient's norm before
+    clipping. A gradient that is not finite is dropped instead, and its norm is inf or nan.
+    """
+    norm = None
+    if engine.zero_optimization_stage() == 0:  # where DeepSpeed neither reports the norm nor checks it
+        gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        if not math.isfinite(norm):
+            discard_gradients(engine)
+            return norm
+    engine.step()
+    return float(engine.get_global_grad_norm()) if norm is None else norm
+
+
+def discard_gradients(engine: Engine) -> None:
+    """Forget what backward has accumulated on the parameters. Meant for an engine that steps no more:
+    ZeRO-2 keeps the partition it had reduced."""
+    engine.zero_grad()
+    engine.optimizer.zero_grad()
+
+
+def save_state(engine: Engine, path: Path, rank: int) -> None:
+    """Write everything a bitwise resume needs under `path`, flushed to disk. Every rank calls it.
+
+    Not atomic: the caller writes to a folder aside and renames it.
+    """
+    engine.save_checkpoint(str(path), tag=CHECKPOINT_TAG, save_latest=False)
+    torch.save(_random_state(), _random_file(path, rank))  # DeepSpeed leaves the generators out
+    dist.barrier()
+    folder = path / CHECKPOINT_TAG
+    # Every rank flushes every file: a second flush is free, and on a shared disk only the writer's counts.
+    for name in [*folder.iterdir(), folder, path]:
+        descriptor = os.open(name, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    dist.barrier()
+
+
+def load_state(engine: Engine, path: Path, rank: int, num_ranks: int) -> None:
+    """Restore what `save_state` wrote, into a fresh engine with as many ranks. Every rank calls it."""
+    found = len(list((path / CHECKPOINT_TAG).glob("rng_rank*.pt")))
+    if found != num_ranks:
+        raise CheckpointError(
+            f"{path} holds a trainer checkpoint of {found} ranks, but trainer.num_ranks is {num_ranks}: "
+            "resume with as many ranks as it was saved with."
+        )
+    engine.load_checkpoint(str(path), tag=CHECKPOINT_TAG)
+    _restore_random_state(torch.load(_random_file(path, rank), weights_only=True))
+
+
+def _random_file(path: Path, rank: int) -> Path:
+    return path / CHECKPOINT_TAG / f"rng_rank{rank}.pt"
+
+
+def _random_state() -> dict[str, Any]:
+    numpy_state: dict[str, Any] = dict(np.random.get_state(legacy=False))
+    key = numpy_state["state"]["key"].tolist()  # plain values load with weights_only
+    return {
+        "python": random.getstate(),
+        "numpy": numpy_state | {"state": {"key": key, "pos": numpy_state["state"]["pos"]}},
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _restore_random_state(state: dict[str, Any]) -> None:
+    key = np.array(state["numpy"]["state"]["key"], dtype=np.uint32)
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"] | {"state": {"key": key, "pos": state["numpy"]["state"]["pos"]}})
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])

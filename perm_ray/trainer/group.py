@@ -1,0 +1,169 @@
+"""The driver's handle on the trainer: DeepSpeed ranks that act together, or fail together.
+
+`train_step` deals a step's sequences to the ranks and merges what they report. No wait is without a
+bound, and the first rank that fails ends the group: the others would only wait for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError
+
+from perm_ray.config.schema import TrainerConfig
+from perm_ray.errors import ActorTimeoutError, Interrupted, PermRayError, RunError
+from perm_ray.remote import explain, wait_all
+from perm_ray.trainer.actor import TrainerRank
+from perm_ray.trainer.batching import TrainSequence, plan_micro_batches
+from perm_ray.trainer.metrics import step_metrics
+
+LISTEN_S = 1.0  # after a failure, for the other ranks' side of it
+
+
+class TrainerGroup:
+    """All trainer ranks. `start_async`, `wait_ready`, then a call at a time; `shutdown` at the end.
+
+    `scheduling` optionally places the ranks: one Ray scheduling strategy each.
+    """
+
+    def __init__(
+        self,
+        config: TrainerConfig,
+        model_dir: Path,
+        seed: int,
+        total_steps: int,
+        scheduling: Sequence[Any] | None = None,
+    ) -> None:
+        self._config = config
+        self._model_dir = model_dir
+        self._seed = seed
+        self._total_steps = total_steps
+        self._scheduling = scheduling or ["DEFAULT"] * config.num_ranks
+        self._nodes = ["not placed yet"] * config.num_ranks
+        self._starting: list[ray.ObjectRef] = []
+        self.ranks: list[Any] = []
+
+    def start_async(self) -> None:
+        """Create the actors and begin their start; returns at once."""
+        self.ranks = [self._create(rank, strategy) for rank, strategy in enumerate(self._scheduling)]
+        address = self.ranks[0].open_store.remote()
+        self._starting = [rank.start.remote(address) for rank in self.ranks]
+
+    def _create(self, rank: int, strategy: Any) -> Any:
+        config = self._config
+        as_actor: Any = ray.remote(concurrency_groups={"control": 1})  # pyright: ignore[reportCallIssue]
+        actor = as_actor(TrainerRank).options(
+            num_cpus=config.num_cpus,
+            num_gpus=config.num_gpus,
+            scheduling_strategy=strategy,
+            max_restarts=0,  # a rank that comes back alone is of no use to the others
+            runtime_env={"env_vars": actor_environment(config)},
+        )
+        return actor.remote(config, self._model_dir, rank, self._seed, self._total_steps)
+
+    def wait_ready(self) -> None:
+        """Wait until every rank has its policy loaded."""
+        timeout_s = self._config.start_timeout_s
+        self._nodes = self._wait([rank.where.remote() for rank in self.ranks], "being placed", timeout_s)
+        self._wait(self._starting, "starting", timeout_s)
+
+    def train_step(self, step: int, sequences: Sequence[TrainSequence]) -> dict[str, float]:
+        """Update the policy once from `sequences` and return the step's metrics (`policy/...`).
+
+        Raises `Interrupted`, with the policy as it was, after `request_stop`.
+        """
+        if not sequences:
+            raise RunError(f"Step {step} has no sequences to train on: every rollout was masked.")
+        plan = plan_micro_batches(
+            list(map(len, sequences)), self._config.micro_batch_tokens, self._config.num_ranks
+        )
+        total = sum(len(sequence.completion_ids) for sequence in sequences)
+        # Each rank is sent its own share only, through the object store.
+        shares = [ray.put([[sequences[i] for i in indices] for indices in share]) for share in plan]
+        refs = [r.train_step.remote(step, s, total) for r, s in zip(self.ranks, shares, strict=True)]
+        reports = self._wait(refs, f"training step {step}", self._config.step_timeout_s)
+        if any(report.interrupted for report in reports):
+            raise Interrupted(f"Step {step} was given up as asked; the policy is as the step before left it.")
+        return step_metrics(reports)
+
+    def request_stop(self) -> None:
+        """Ask the ranks to give up the step under way; returns at once. The group trains no more."""
+        for rank in self.ranks:
+            rank.request_stop.remote()
+
+    def save(self, path: Path) -> None:
+        """Write the training state into the folder `path` (not atomic: write aside, then rename)."""
+        refs = [rank.save.remote(path) for rank in self.ranks]
+        self._wait(refs, f"saving to {path}", self._config.step_timeout_s)
+
+    def load(self, path: Path) -> None:
+        """Restore what `save` wrote. The group must be freshly started, with as many ranks."""
+        refs = [rank.load.remote(path) for rank in self.ranks]
+        self._wait(refs, f"loading {path}", self._config.step_timeout_s)
+
+    def export(self, path: Path) -> None:
+        """Write the policy to `path` as a folder that transformers and vLLM load."""
+        refs = [rank.export.remote(path) for rank in self.ranks]
+        self._wait(refs, f"exporting to {path}", self._config.step_timeout_s)
+
+    def apply(self, function: Callable[..., Any], *args: Any, doing: str, timeout_s: float) -> list[Any]:
+        """Run `function(rank, *args)` inside every rank; results in order of rank."""
+        return self._wait([rank.apply.remote(function, *args) for rank in self.ranks], doing, timeout_s)
+
+    def shutdown(self) -> None:
+        """Kill the ranks. May be called more than once."""
+        for rank in self.ranks:
+            ray.kill(rank, no_restart=True)
+        self.ranks = []
+
+    def _wait(self, refs: Sequence[ray.ObjectRef], doing: str, timeout_s: float) -> list[Any]:
+        """Every rank's result, in order. The first failure of any rank, or the bound, ends the group."""
+        roles = [f"trainer rank {rank} (node {node})" for rank, node in enumerate(self._nodes)]
+        calls = dict(zip(roles, refs, strict=True))
+        try:
+            return wait_all(calls, timeout_s=timeout_s, doing=doing)
+        except ActorTimeoutError:
+            self.shutdown()
+            raise
+        except PermRayError as error:
+            culprit = _first_death(calls, doing) or error
+            self.shutdown()
+            raise culprit from error.__cause__
+
+
+def _first_death(calls: Mapping[str, ray.ObjectRef], doing: str) -> PermRayError | None:
+    """The error of a rank whose process is gone, if there is one.
+
+    When a rank dies its peers fail too, of broken connections, and may be heard of first.
+    """
+    refs = list(calls.values())
+    finished, _ = ray.wait(refs, num_returns=len(refs), timeout=LISTEN_S)
+    for role, ref in calls.items():
+        if ref in finished:
+            try:
+                ray.get(ref)
+            except RayActorError as error:
+                return explain(error, role, doing)
+            except RayError:
+                continue
+    return None
+
+
+def actor_environment(config: TrainerConfig) -> dict[str, str]:
+    """Environment of a rank's process: libgomp and malloc read theirs before any of our code runs."""
+    environment = {
+        "OMP_NUM_THREADS": str(config.num_threads),
+        "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads make a busy machine seven times slower
+        # Keep freed memory: page faults cost 13 % of a step. The three only help together.
+        "MALLOC_MMAP_MAX_": "0",
+        "MALLOC_TRIM_THRESHOLD_": "8589934592",
+        "MALLOC_TOP_PAD_": "268435456",
+        "THP_MEM_ALLOC_ENABLE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if config.num_gpus == 0:
+        environment["DS_ACCELERATOR"] = "cpu"
+    return environment

@@ -1,0 +1,214 @@
+"""The policy as the trainer runs it: packed sequences in, log-probabilities of completion tokens out.
+
+Sequences of a micro-batch lie one after the other in a single row, without padding. Attention is one
+causal call per sequence. This is where packing goes wrong silently in other code (with a key-value
+cache or an all-ones mask the sequences attend to each other), so everything here that could let it
+happen raises instead, and `check_packing` compares with the stock model once at the start.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MethodType
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface
+
+from perm_ray.errors import ModelError
+from perm_ray.trainer.batching import TrainSequence
+
+ATTENTION = "packed_sdpa"
+HEAD_LIMIT_TOKENS = 2048  # logits of more tokens than this are made in chunks ...
+HEAD_CHUNK_TOKENS = 1024  # ... of this many, and again in the backward pass
+ENTROPY_CHUNK_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """A micro-batch in one row of N tokens, C of which are completion tokens.
+
+    `boundaries` are 0, the end of each sequence, ..., N; `predictors` [C] are the positions whose
+    output predicts `targets` [C]; `advantages` and `sampler_logprobs` are [C], float32.
+    `weight` is 0 for a micro-batch that only takes part (see `plan_micro_batches`).
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    boundaries: tuple[int, ...]
+    predictors: Tensor
+    targets: Tensor
+    advantages: Tensor
+    sampler_logprobs: Tensor
+    weight: float
+
+
+# What an empty micro-batch computes, with weight 0, so that its rank joins every collective.
+_STAND_IN = TrainSequence(prompt_ids=(0,), completion_ids=(0,), sampler_logprobs=(0.0,), advantage=0.0)
+
+
+def pack(sequences: Sequence[TrainSequence], device: torch.device) -> PackedBatch:
+    """Lay sequences end to end; positions start at 0 in each."""
+    weight = 1.0 if sequences else 0.0
+    sequences = sequences or [_STAND_IN]
+    ids: list[int] = []
+    positions: list[int] = []
+    boundaries = [0]
+    predictors: list[int] = []
+    for sequence in sequences:
+        first_completion = boundaries[-1] + len(sequence.prompt_ids)
+        ids += sequence.prompt_ids + sequence.completion_ids
+        positions += range(len(sequence))
+        boundaries.append(len(ids))
+        predictors += range(first_completion - 1, len(ids) - 1)
+    row = torch.tensor([ids], device=device)
+    at = torch.tensor(predictors, device=device)
+    advantages = [s.advantage for s in sequences for _ in s.completion_ids]
+    sampler_logprobs = [value for s in sequences for value in s.sampler_logprobs]
+    return PackedBatch(
+        input_ids=row,
+        position_ids=torch.tensor([positions], device=device),
+        boundaries=tuple(boundaries),
+        predictors=at,
+        targets=row[0, at + 1],
+        advantages=torch.tensor(advantages, dtype=torch.float32, device=device),
+        sampler_logprobs=torch.tensor(sampler_logprobs, dtype=torch.float32, device=device),
+        weight=weight,
+    )
+
+
+def packed_sdpa(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,  # noqa: ARG001  never used: sampling had none, and ratios compare with it
+    scaling: float | None = None,
+    cu_seqlens: Sequence[int] | None = None,
+    sliding_window: int | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each sequence: query [1, heads, N, head_dim] -> [1, N, heads, head_dim]."""
+    layer = type(module).__name__
+    if cu_seqlens is None or attention_mask is not None or query.shape[0] != 1:
+        raise ModelError(
+            f"{layer} was called without sequence boundaries, with a mask or with several rows: packed "
+            "sequences would read each other. This model cannot be trained packed."
+        )
+    if cu_seqlens[-1] != query.shape[2] or key.shape[2] != query.shape[2]:
+        raise ModelError(
+            f"{layer} got {query.shape[2]} queries and {key.shape[2]} keys for boundaries that end at "
+            f"{cu_seqlens[-1]}: a key-value cache must not be used in training."
+        )
+    lengths = [end - begin for begin, end in itertools.pairwise(cu_seqlens)]
+    unknown = [name for name in ("softcap", "s_aux") if others.get(name) is not None]
+    if unknown or (sliding_window is not None and max(lengths) > sliding_window):
+        found = unknown or [f"sliding_window={sliding_window}"]
+        raise ModelError(f"{layer} needs {', '.join(found)}, which packed attention does not have.")
+    # split, not slicing: the backward pass of slicing fills a zero tensor per slice
+    parts = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
+    outputs = [
+        functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
+        for q, k, v in parts
+    ]
+    return torch.cat(outputs, 2).transpose(1, 2).contiguous(), None
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    return None
+
+
+AttentionInterface.register(ATTENTION, packed_sdpa)
+AttentionMaskInterface.register(ATTENTION, _no_mask)
+
+
+def load_policy(model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The causal language model in `model_dir`, its forward replaced by `completion_logprobs`.
+
+    Replaced, not wrapped: parameter names stay those of the checkpoint, and ZeRO-3 gathers the
+    head's weight only inside the engine's forward.
+    """
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model_dir, dtype=dtype, attn_implementation=ATTENTION, trust_remote_code=False, use_safetensors=True
+    )
+    model.forward = MethodType(completion_logprobs, model)
+    return model
+
+
+def completion_logprobs(
+    self: PreTrainedModel, batch: PackedBatch, with_entropy: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each completion token [C], with gradient, and its entropy [C], without.
+
+    Both in nats, float32; the entropy is zeros unless asked for. Only completion positions reach
+    the head: logits of prompts would be most of the memory and are never used.
+    """
+    output = self.base_model(
+        input_ids=batch.input_ids,
+        position_ids=batch.position_ids,
+        use_cache=False,
+        cu_seqlens=batch.boundaries,
+    )
+    hidden = output.last_hidden_state[0].index_select(0, batch.predictors)
+    head = cast(nn.Module, self.get_output_embeddings())
+    if len(hidden) <= HEAD_LIMIT_TOKENS:
+        return _score(head, hidden, batch.targets, with_entropy)
+    chunks = zip(hidden.split(HEAD_CHUNK_TOKENS), batch.targets.split(HEAD_CHUNK_TOKENS), strict=True)
+    scored = [checkpoint(_score, head, h, t, with_entropy, use_reentrant=False) for h, t in chunks]
+    logprobs, entropies = zip(*scored, strict=True)
+    return torch.cat(logprobs), torch.cat(entropies)
+
+
+def _score(head: nn.Module, hidden: Tensor, targets: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor]:
+    logits = head(hidden)
+    logprobs = -functional.cross_entropy(logits.float(), targets, reduction="none")
+    entropies = _entropy(logits) if with_entropy else torch.zeros_like(logprobs)
+    return logprobs, entropies.detach()
+
+
+@torch.no_grad()
+def _entropy(logits: Tensor) -> Tensor:
+    """-sum p log p of each row, a few rows at a time: three copies of all logits would be gigabytes."""
+    rows = []
+    for part in logits.split(ENTROPY_CHUNK_TOKENS):
+        logp = part.float().log_softmax(-1)
+        rows.append(-(logp.exp() * logp).sum(-1))
+    return torch.cat(rows)
+
+
+@torch.no_grad()
+def check_packing(model: PreTrainedModel, tolerance: float = 0.25) -> None:
+    """Raise `ModelError` unless packed log-probs agree with the stock model's, one sequence at a time.
+
+    Catches sequences that read each other and heads that do more than multiply (soft-capping,
+    scaling). In bfloat16 the mean difference is below 0.06 nats when all is well, 0.9 when
+    sequences mix.
+    """
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = torch.randint(vocabulary, (3, 24), generator=generator)
+    sequences = [TrainSequence(tuple(row[:1]), tuple(row[1:]), (0.0,) * 23, 0.0) for row in ids.tolist()]
+    packed, _ = completion_logprobs(model, pack(sequences, model.device))
+    model.set_attn_implementation("sdpa")
+    alone = [_stock_logprobs(model, row.to(model.device)) for row in ids]
+    model.set_attn_implementation(ATTENTION)
+    difference = float((packed - torch.cat(alone)).abs().mean())
+    if not difference < tolerance:
+        raise ModelError(
+            f"{type(model).__name__} gives other log-probabilities packed than alone (mean difference "
+            f"{difference:.2f} nats, at most {tolerance} expected): it cannot be trained packed."
+        )
+
+
+def _stock_logprobs(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """Log-probabilities of ids[1:] by the model's own forward, which `load_policy` replaced."""
+    logits = type(model).forward(model, input_ids=ids[None], use_cache=False).logits[0]
+    return -functional.cross_entropy(logits[:-1].float(), ids[1:], reduction="none")

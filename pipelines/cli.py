@@ -1,0 +1,54 @@
+"""`perm-ray <verb>`: finds the verb and hands over. Each verb is a file of this package.
+
+Nothing heavy is imported here: `--help` must answer at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from perm_ray.errors import PermRayError, UserError
+
+VERBS = {
+    "train": "train a policy with PERM's reward",
+    "benchmark": "measure this machine: loop, rollout",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code (0 done, 1 the run failed, 2 something given was wrong)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if arguments else 2
+    verb, rest = arguments[0], arguments[1:]
+    if verb not in VERBS:
+        print(f"perm-ray: there is no verb {verb!r}.\n\n{_usage()}", file=sys.stderr)
+        return 2
+    return run_verb(verb, rest)
+
+
+def run_verb(verb: str, arguments: Sequence[str]) -> int:
+    """Run `pipelines/<verb>.py`; errors that are meant for people are printed as they are."""
+    module = importlib.import_module(f"pipelines.{verb}")
+    try:
+        return module.run(arguments)
+    except UserError as error:
+        print(f"perm-ray {verb}: {error}", file=sys.stderr)
+        return 2
+    except PermRayError as error:
+        print(f"perm-ray {verb}: {error}", file=sys.stderr)
+        return 1
+
+
+def _usage() -> str:
+    lines = ["usage: perm-ray <verb> [options]", "", "verbs:"]
+    lines += [f"  {verb:<12}{text}" for verb, text in VERBS.items()]
+    lines += ["", "perm-ray <verb> --help shows a verb's options."]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""What `--dry-run` prints: the resolved configuration, a step's arithmetic, and who takes which resources."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from perm_ray.config.load import dump_config
+from perm_ray.placement import Demand, demands, total
+from perm_ray.runtime import RunPlan
+
+
+def describe(plan: RunPlan) -> str:
+    """The whole text, for a terminal."""
+    parts = {
+        "Configuration": dump_config(plan.config).rstrip(),
+        "One step": "\n".join(_arithmetic(plan)),
+        "Resources": "\n".join(_resources(demands(plan.config))),
+    }
+    return "\n\n".join(f"{title}\n{'-' * len(title)}\n{text}" for title, text in parts.items()) + "\n"
+
+
+def _arithmetic(plan: RunPlan) -> list[str]:
+    config = plan.config
+    rollout, num_prompts = config.rollout, config.rollout.prompts_per_step
+    completions = num_prompts * rollout.completions_per_prompt
+    sampled = completions * rollout.max_completion_tokens
+    trained = completions * (config.prompt.max_tokens + rollout.max_completion_tokens)
+    num_pools = len(config.judges.pools)
+    epochs = config.run.steps * num_prompts / len(plan.train)
+    held = len(plan.heldout) * config.evaluation.completions_per_prompt
+    return [
+        f"{num_prompts} prompts x {rollout.completions_per_prompt} completions = {completions} completions",
+        f"{completions} completions x {rollout.max_completion_tokens} tokens: {sampled:,} tokens sampled at most",
+        f"{completions} completions x {num_pools} perspectives = {completions * num_pools} judgments",
+        f"{trained:,} tokens trained on at most, in micro-batches of {config.trainer.micro_batch_tokens:,} "
+        f"over {config.trainer.num_ranks} rank(s)",
+        f"{config.run.steps} steps x {num_prompts} prompts = {epochs:.2f} epochs of {len(plan.train)} scenarios",
+        f"{held} held-out completions judged before and after training",
+    ]
+
+
+def _resources(rows: Sequence[Demand]) -> list[str]:
+    lines = [f"{'role':<28}{'actors':>7}{'CPUs each':>11}{'GPUs each':>11}  model"]
+    lines += [
+        f"{row.role:<28}{row.count:>7}{row.num_cpus:>11g}{row.num_gpus:>11g}  {row.model}" for row in rows
+    ]
+    cpus, gpus = total(rows)
+    return [*lines, f"{'together':<28}{sum(row.count for row in rows):>7}{cpus:>11g}{gpus:>11g}"]

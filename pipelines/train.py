@@ -1,0 +1,159 @@
+"""`perm-ray train`: run the loop from a configuration, or resume a run.
+
+Everything that can be wrong is checked before anything heavy is imported or started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from perm_ray.config.load import dump_config, load_config
+from perm_ray.config.schema import Config
+from perm_ray.errors import CheckpointError, Interrupted
+from perm_ray.placement import authenticate
+from pipelines import CONFIGS
+
+if TYPE_CHECKING:
+    from perm_ray.checkpoint import RunState
+    from perm_ray.runtime import Models, RunPlan
+    from perm_ray.signals import StopSignals
+    from perm_ray.tracking.run_directory import RunDirectory
+    from perm_ray.tracking.tracker import EndState
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of `perm-ray train`."""
+    parser = argparse.ArgumentParser(
+        prog="perm-ray train",
+        description="Train a policy with PERM's reward: sample, judge from every perspective, update, sync.",
+    )
+    parser.add_argument(
+        "--config", type=Path, default=None, help="YAML file (default: configs/local.yaml)", metavar="FILE"
+    )
+    parser.add_argument(
+        "--resume", type=Path, default=None, help="go on from a run's last checkpoint", metavar="RUN_DIR"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, print what would be run, start nothing"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", help="configuration values, such as run.steps=20", metavar="a.b=c"
+    )
+    return parser
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Returns the exit code; raises `PermRayError`s for `cli.py` to print."""
+    options = parser().parse_intermixed_args(arguments)
+    config = _config(options)
+    authenticate(config.ray.address)
+    from perm_ray.runtime import plan_run
+    from pipelines.dry_run import describe
+
+    plan = plan_run(config)
+    if options.dry_run:
+        print(describe(plan), end="")
+        return 0
+    return _train(plan, options.resume)
+
+
+def _config(options: argparse.Namespace) -> Config:
+    if options.resume is None:
+        return load_config(options.config or CONFIGS / "local.yaml", options.overrides)
+    file = options.resume / "config.yaml"
+    if not file.is_file():
+        raise CheckpointError(f"--resume expects a run directory, found no {file}.")
+    place = [f"run.dir={options.resume.absolute().parent}", f"run.name={options.resume.absolute().name}"]
+    return load_config(options.config or file, [*options.overrides, *place])
+
+
+def _train(plan: RunPlan, resume: Path | None) -> int:
+    from perm_ray.checkpoint import Checkpoints, RunState, check_agrees
+    from perm_ray.runtime import prepare_models
+    from perm_ray.signals import StopSignals
+    from perm_ray.tracking.run_directory import RunDirectory, run_path
+
+    config = plan.config
+    path = run_path(config.run, datetime.now())
+    state, checkpoint = RunState.new(plan.new_sampler().state(), plan.data_digest, config), None
+    if resume is not None:
+        fresh = state
+        state, checkpoint = Checkpoints(path / "checkpoints", config.checkpoint.keep).latest()
+        check_agrees(state, fresh)
+        if state.step >= config.run.steps:
+            print(
+                f"{path} is finished: {state.step} of {config.run.steps} steps are done, nothing to resume."
+            )
+            return 0
+    with StopSignals() as stop:
+        try:
+            models = prepare_models(plan)
+            if checkpoint is None:
+                directory = RunDirectory.create(path, dump_config(config))
+            else:
+                directory = RunDirectory.resume(path, dump_config(config), state.step)
+            _drive(plan, models, directory, state, checkpoint, stop)
+        except Interrupted as error:
+            print(f"perm-ray train: {error}", file=sys.stderr)
+            return 128 + (stop.received or 0)
+    return 0
+
+
+def _drive(
+    plan: RunPlan,
+    models: Models,
+    directory: RunDirectory,
+    state: RunState,
+    checkpoint: Path | None,
+    stop: StopSignals,
+) -> None:
+    """Train, and leave nothing running and nothing unsaid, however it ends."""
+    from rich.console import Console
+
+    from perm_ray.driver import Driver
+    from perm_ray.runtime import running
+    from perm_ray.tracking.mlflow_tracker import open_tracker
+    from perm_ray.tracking.progress import RunProgress
+    from perm_ray.tracking.summary import print_summary, summarise
+
+    console = Console()
+    tracker = open_tracker(plan.config, directory.name, directory.path, state.mlflow_run_id)
+    status: EndState = "FAILED"
+    summary_extra: dict[str, object] = {"run_directory": str(directory.path), "mlflow_uri": tracker.uri}
+    started = time.monotonic()
+    try:
+        with RunProgress(plan.config.run.steps, state.step, console) as progress:
+            progress.note(f"Run directory: {directory.path}")
+            with running(plan, models, directory, tracker, progress) as runtime:
+                driver = Driver(runtime, state, stop)
+                if checkpoint is not None:
+                    runtime.restore(state, checkpoint)
+                try:
+                    driver.train()
+                except Interrupted:
+                    driver.save()
+                    progress.note(f"Resume with: perm-ray train --resume {directory.path}")
+                    raise
+                summary_extra["evaluation"] = driver.evaluation
+        status = "FINISHED"
+    except Interrupted:
+        status = "KILLED"
+        raise
+    finally:
+        tracker.finish(status)
+        wall_time_s = state.wall_time_s + time.monotonic() - started
+        summary = summarise(directory.read_metrics(), status, wall_time_s, summary_extra)
+        directory.write_summary(summary)
+        print_summary(summary, console)
+
+
+if __name__ == "__main__":
+    from pipelines.cli import run_verb
+
+    sys.exit(run_verb("train", sys.argv[1:]))

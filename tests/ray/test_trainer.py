@@ -1,0 +1,271 @@
+"""The trainer group on a tiny random Llama: real Ray, real DeepSpeed, one or two ranks on CPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from perm_ray.config.schema import TrainerConfig
+from perm_ray.errors import ActorFailedError, CheckpointError, Interrupted, ModelError, RunError
+from perm_ray.testing.tiny_model import VOCABULARY
+from perm_ray.trainer.actor import TrainerRank
+from perm_ray.trainer.batching import TrainSequence
+from perm_ray.trainer.group import TrainerGroup
+from perm_ray.trainer.model import check_packing, completion_logprobs, load_policy, pack
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
+
+CONFIG = TrainerConfig(
+    num_cpus=1,
+    num_threads=1,
+    dtype="float32",
+    micro_batch_tokens=128,
+    lr=1e-4,
+    warmup_ratio=0.2,
+    kl_coef=0.05,
+    start_timeout_s=120,
+    step_timeout_s=60,
+    collective_timeout_s=30,
+)
+TOTAL_STEPS = 10  # so that warm-up is two steps
+Start = Callable[..., TrainerGroup]
+
+
+@pytest.fixture
+def start(ray_cluster: None, tiny_model: Path) -> Iterator[Start]:  # noqa: ARG001
+    """Starts a group with CONFIG and the given changes; shuts every group down at the end."""
+    groups: list[TrainerGroup] = []
+
+    def start_group(**changes: object) -> TrainerGroup:
+        config = dataclasses.replace(CONFIG, **changes)
+        group = TrainerGroup(config, tiny_model, seed=1, total_steps=TOTAL_STEPS)
+        groups.append(group)
+        group.start_async()
+        group.wait_ready()
+        return group
+
+    yield start_group
+    for group in groups:
+        group.shutdown()
+
+
+def sequences(count: int, seed: int = 0, completion_tokens: tuple[int, int] = (5, 60)) -> list[TrainSequence]:
+    """Random prompts and completions of unequal lengths; the sampler 'was' off by 0.1 nats."""
+    rng = random.Random(seed)
+    result = []
+    for _ in range(count):
+        prompt = rng.choices(range(VOCABULARY), k=rng.randint(3, 20))
+        completion = rng.choices(range(VOCABULARY), k=rng.randint(*completion_tokens))
+        result.append(
+            TrainSequence(tuple(prompt), tuple(completion), (-6.0,) * len(completion), rng.gauss(0, 1))
+        )
+    return result
+
+
+def exported(group: TrainerGroup, path: Path) -> dict[str, Tensor]:
+    group.export(path)
+    return load_file(path / "model.safetensors")
+
+
+def largest_difference(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
+    assert left.keys() == right.keys()
+    return max(float((left[name].double() - right[name].double()).abs().max()) for name in left)
+
+
+# --- the objective, against plain torch --------------------------------------------------------------
+
+
+def stock_logits(model: torch.nn.Module, sequence: TrainSequence) -> Tensor:
+    """Logits that predict the completion, by transformers' own forward, one sequence at a time."""
+    ids = torch.tensor([sequence.prompt_ids + sequence.completion_ids])
+    return model(input_ids=ids, use_cache=False).logits[0, len(sequence.prompt_ids) - 1 : -1]
+
+
+def stock_logprobs(model: torch.nn.Module, sequence: TrainSequence) -> Tensor:
+    targets = torch.tensor(sequence.completion_ids)[:, None]
+    return stock_logits(model, sequence).log_softmax(-1).gather(-1, targets)[:, 0]
+
+
+class PlainTorch:
+    """The same training without packing, micro-batches, ranks, Ray or DeepSpeed."""
+
+    def __init__(self, model_dir: Path) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+        self.reference = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=0.0)
+
+    def train_step(self, step: int, batch: list[TrainSequence]) -> dict[str, float]:
+        total = sum(len(sequence.completion_ids) for sequence in batch)
+        loss, kl, entropy = torch.zeros(()), 0.0, 0.0
+        for sequence in batch:
+            logprobs = stock_logprobs(self.model, sequence)
+            with torch.no_grad():
+                difference = stock_logprobs(self.reference, sequence) - logprobs
+                rows = stock_logits(self.model, sequence)
+                entropy += float(torch.distributions.Categorical(logits=rows).entropy().sum())
+            # d k3 / d logprob = 1 - exp(reference - logprob); the ratio is 1, its gradient A
+            surrogate = (logprobs - logprobs.detach()) * (-sequence.advantage)
+            penalty = CONFIG.kl_coef * (1 - difference.exp()) * logprobs
+            loss = loss + (surrogate + penalty).sum() / total
+            kl += float((difference.exp() - difference - 1).sum())
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), CONFIG.max_grad_norm)
+        lr = CONFIG.lr * min(1.0, (step + 1) / 2)
+        self.optimizer.param_groups[0]["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        surrogate_mean = -sum(s.advantage * len(s.completion_ids) for s in batch) / total
+        return {
+            "policy/loss": surrogate_mean + CONFIG.kl_coef * kl / total,
+            "policy/kl": kl / total,
+            "policy/entropy": entropy / total,
+            "policy/grad_norm": float(norm),
+            "policy/lr": lr,
+        }
+
+
+@pytest.mark.parametrize(("num_ranks", "zero_stage"), [(1, 0), (1, 2), (2, 2), (2, 3)])
+def test_any_number_of_ranks_trains_as_plain_torch(
+    start: Start, tiny_model: Path, tmp_path: Path, num_ranks: int, zero_stage: int
+) -> None:
+    plain = PlainTorch(tiny_model)
+    group = start(num_ranks=num_ranks, zero_stage=zero_stage)
+    # The last batch is one sequence: with two ranks, one has nothing to do.
+    for step, batch in enumerate([sequences(9), sequences(6, seed=1), sequences(1, seed=2)]):
+        metrics = group.train_step(step, batch)
+        expected = plain.train_step(step, batch)
+        assert {name: metrics[name] for name in expected} == pytest.approx(expected, rel=1e-4, abs=1e-5)
+        assert metrics["policy/clip_fraction"] == 0.0
+        assert 0 < metrics["policy/logprob_diff_mean"] < metrics["policy/logprob_diff_max"]
+    weights = exported(group, tmp_path / "model")
+    expected_weights = dict(plain.model.named_parameters())
+    assert largest_difference(weights, expected_weights) < 1e-5
+
+
+@pytest.mark.parametrize("count", [7, 90])  # 90: over 2,048 completion tokens, the head in chunks
+def test_packed_logprobs_equal_one_sequence_at_a_time(tiny_model: Path, count: int) -> None:
+    batch = sequences(count, seed=3, completion_tokens=(1, 60))
+    policy = load_policy(tiny_model, torch.float32)
+    stock = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    logprobs, entropy = completion_logprobs(policy, pack(batch, torch.device("cpu")), with_entropy=True)
+    with torch.no_grad():
+        expected = torch.cat([stock_logprobs(stock, sequence) for sequence in batch])
+        rows = torch.cat([stock_logits(stock, sequence) for sequence in batch])
+    torch.testing.assert_close(logprobs, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        entropy, torch.distributions.Categorical(logits=rows).entropy(), atol=1e-4, rtol=0
+    )
+    assert logprobs.requires_grad
+    assert not entropy.requires_grad
+
+
+def test_a_model_that_would_mix_packed_sequences_is_refused(tiny_model: Path) -> None:
+    policy = load_policy(tiny_model, torch.float32)
+    check_packing(policy)
+    with pytest.raises(ModelError, match="without sequence boundaries"):
+        type(policy).forward(policy, input_ids=torch.arange(8)[None], use_cache=False)
+    policy.get_output_embeddings().register_forward_hook(lambda _, __, logits: logits * 3)
+    check_packing(policy)  # the hook scales both sides
+    del policy
+    capped = load_policy(tiny_model, torch.float32)
+    stock = type(capped).forward
+
+    class Capped(type(capped)):
+        def forward(self, **inputs: object) -> object:
+            output = stock(self, **inputs)
+            output.logits = 2 * torch.tanh(output.logits)
+            return output
+
+    capped.__class__ = Capped
+    with pytest.raises(ModelError, match="other log-probabilities packed than alone"):
+        check_packing(capped)
+
+
+# --- checkpoints, interruption, failure --------------------------------------------------------------
+
+
+def test_a_resumed_run_is_bitwise_the_uninterrupted_one(start: Start, tmp_path: Path) -> None:
+    batches = [sequences(8, seed=seed) for seed in range(3)]
+    group = start(num_ranks=2, dtype="bfloat16")
+    for step in range(2):
+        group.train_step(step, batches[step])
+    group.save(tmp_path / "checkpoint")
+    metrics = group.train_step(2, batches[2])
+    weights = exported(group, tmp_path / "uninterrupted")
+    group.shutdown()
+
+    resumed = start(num_ranks=2, dtype="bfloat16")
+    resumed.load(tmp_path / "checkpoint")
+    assert resumed.train_step(2, batches[2]) == metrics
+    again = exported(resumed, tmp_path / "resumed")
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    assert weights["model.norm.weight"].dtype == torch.bfloat16
+    resumed.shutdown()
+
+    with pytest.raises(CheckpointError, match=r"of 2 ranks, but trainer\.num_ranks is 1"):
+        start(num_ranks=1, dtype="bfloat16").load(tmp_path / "checkpoint")
+
+
+def test_an_export_loads_with_its_tokenizer(start: Start, tiny_model: Path, tmp_path: Path) -> None:
+    group = start(dtype="bfloat16", kl_coef=0.0)
+    group.export(tmp_path / "model")
+    original = load_file(tiny_model / "model.safetensors")
+    assert largest_difference(load_file(tmp_path / "model" / "model.safetensors"), original) == 0
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert model.config.use_cache
+    assert tokenizer.chat_template
+    metrics = group.train_step(0, sequences(3))
+    assert metrics["policy/kl"] == 0.0
+
+    broken = dataclasses.replace(sequences(1)[0], advantage=float("nan"))
+    with pytest.raises(RunError, match="loss of step 1 is not a finite number"):
+        group.train_step(1, [broken, *sequences(3)])
+    assert group.ranks == []
+
+
+def test_a_stopped_step_leaves_the_policy_as_it_was(start: Start, tmp_path: Path) -> None:
+    group = start(num_ranks=2)
+    group.train_step(0, sequences(4))
+    before = exported(group, tmp_path / "before")
+    threading.Timer(0.3, group.request_stop).start()
+    begin = time.monotonic()
+    with pytest.raises(Interrupted, match="Step 1 was given up"):
+        group.train_step(1, sequences(2000))
+    assert time.monotonic() - begin < 10
+    after = exported(group, tmp_path / "after")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    group.save(tmp_path / "checkpoint")
+    group.shutdown()
+
+    resumed = start(num_ranks=2)
+    resumed.load(tmp_path / "checkpoint")
+    loaded = exported(resumed, tmp_path / "loaded")
+    assert all(torch.equal(before[name], loaded[name]) for name in before)
+
+
+def process_id(rank: TrainerRank) -> int:  # noqa: ARG001
+    return os.getpid()
+
+
+def test_a_killed_rank_fails_the_step_at_once_and_is_named(start: Start) -> None:
+    group = start(num_ranks=2)
+    victim = group.apply(process_id, doing="telling their process ids", timeout_s=10)[1]
+    threading.Timer(0.3, os.kill, (victim, signal.SIGKILL)).start()
+    begin = time.monotonic()
+    with pytest.raises(ActorFailedError, match=r"trainer rank 1 \(node 127.0.0.1\) died .*training step 4"):
+        group.train_step(4, sequences(2000))
+    assert time.monotonic() - begin < 10
+    assert group.ranks == []
