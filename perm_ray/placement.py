@@ -6,6 +6,7 @@ private cluster of that size on this machine or joins the one at `ray.address`.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import secrets
@@ -54,15 +55,19 @@ def total(rows: Sequence[Demand]) -> tuple[float, float]:
 def authenticate(address: str | None) -> None:
     """Turn Ray's token authentication on; call it before anything imports Ray, which reads it then.
 
-    A private cluster (`address` None) gets a token of its own that nobody else knows. For an existing
+    A private cluster (`address` None) gets a token of its own that nobody else knows, and its processes
+    listen on loopback only: Ray takes the machine's outward address, even when it is told otherwise,
+    unless this variable says that there can be no other nodes. For an existing
     one the user's token applies, and `RAY_AUTH_MODE` when it is set.
     """
     if address is None:
-        wanted = {"RAY_AUTH_MODE": "token"}
+        wanted = {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # loopback only
         if "ray" not in sys.modules:
             wanted["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         elif os.environ.get("RAY_AUTH_MODE") != "token" or "RAY_AUTH_TOKEN" not in os.environ:
-            raise RunError("Ray was imported before its token authentication was set: call authenticate() first.")
+            raise RunError(
+                "Ray was imported before its token authentication was set: call authenticate() first."
+            )
         os.environ.update(wanted)
     else:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -87,9 +92,10 @@ def start_ray(config: Config) -> None:
             dashboard_host="127.0.0.1",
             _node_ip_address="127.0.0.1",
             log_to_driver=False,
+            logging_level=logging.WARNING,
         )
     else:
-        ray.init(address=config.ray.address, log_to_driver=False)
+        ray.init(address=config.ray.address, log_to_driver=False, logging_level=logging.WARNING)
     _await_resources(cpus, gpus, config.ray.startup_timeout_s)
 
 

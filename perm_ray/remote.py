@@ -49,8 +49,14 @@ def explain(error: Exception, role: str, doing: str) -> PermRayError:
             return error.cause
         return ActorFailedError(f"{role} failed while {doing}: {type(error.cause).__name__}: {error.cause}")
     if isinstance(error, RayActorError):
-        return ActorFailedError(f"{role} died while {doing}: {' '.join(str(error).split())}")
+        return ActorFailedError(f"{role} died while {doing}: {_last_words(str(error))}")
     return ActorFailedError(f"{role} could not be reached while {doing}: {type(error).__name__}: {error}")
+
+
+def _last_words(report: str) -> str:
+    """What an actor's end is put down to: the last line of Ray's report, which may hold a traceback."""
+    lines = [line.strip() for line in report.splitlines() if line.strip()]
+    return lines[-1].removeprefix("perm_ray.errors.") if lines else "no reason given"
 
 
 def kill_all(handles: Sequence[Any]) -> None:

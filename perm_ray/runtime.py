@@ -17,7 +17,7 @@ from perm_ray.config.schema import Config
 from perm_ray.data.prompts import ChatRenderer, build_prompts, load_template
 from perm_ray.data.sampler import ScenarioSampler
 from perm_ray.data.scenarios import load_scenarios, scenario_digest
-from perm_ray.engine.models import resolve_model
+from perm_ray.engine.models import check_context, resolve_model
 from perm_ray.errors import ConfigError
 from perm_ray.judges.accounting import FailureLimit
 from perm_ray.judges.panel import JudgePanel
@@ -95,6 +95,12 @@ def prepare_models(plan: RunPlan) -> Models:
     """Find (or fetch, or convert) every model and render every prompt. Raises `UserError`s."""
     config = plan.config
     policy = resolve_model(config.policy.model)
+    judges = {name: resolve_model(engine.model) for name, engine in config.judges.engines.items()}
+    check_context(policy, config.rollout.engine.max_model_len, "rollout.engine.max_model_len")
+    for name, folder in judges.items():
+        check_context(
+            folder, config.judges.engines[name].max_model_len, f"judges.engines.{name}.max_model_len"
+        )
     renderer = ChatRenderer(policy)
 
     def prompts(scenarios: Sequence[Scenario]) -> Sequence[Prompt]:
@@ -104,7 +110,7 @@ def prepare_models(plan: RunPlan) -> Models:
 
     return Models(
         policy=policy,
-        judges={name: resolve_model(engine.model) for name, engine in config.judges.engines.items()},
+        judges=judges,
         train_prompts=prompts(plan.train),
         heldout_prompts=prompts(plan.heldout),
     )
@@ -121,6 +127,7 @@ class Runtime:
     progress: RunProgress
     sampler: ScenarioSampler
     collector: Collector
+    judge_engines: JudgeEnginePool
     trainer: TrainerGroup
     weight_sync: WeightSync
     checkpoints: Checkpoints
@@ -157,9 +164,7 @@ def _start(
     rollouts = RolloutPool(config.rollout, models.policy, seed, deterministic)
     engines = JudgeEnginePool(config.judges.engines, models.judges, seed, deterministic)
     pools = {
-        name: JudgePool(
-            name, pool, engines.actors[pool.engine], config.judges.engines[pool.engine].model, seed
-        )
+        name: JudgePool(name, pool, config.judges.engines[pool.engine], seed)
         for name, pool in config.judges.pools.items()
     }
     trainer = TrainerGroup(config.trainer, models.policy, seed, config.run.steps)
@@ -178,6 +183,7 @@ def _start(
         progress=progress,
         sampler=plan.new_sampler(),
         collector=Collector(rollouts, panel, plan.perspectives, config.rewards),
+        judge_engines=engines,
         trainer=trainer,
         weight_sync=weight_sync,
         checkpoints=Checkpoints(directory.checkpoints, config.checkpoint.keep),
@@ -192,4 +198,4 @@ def _wait_ready(
     for pool in pools.values():
         calls |= pool.starting()
     bounds = [engine.start_timeout_s for engine in config.judges.engines.values()]
-    wait_all(calls, timeout_s=max(bounds + [config.rollout.engine.start_timeout_s]), doing="starting")
+    wait_all(calls, timeout_s=max(*bounds, config.rollout.engine.start_timeout_s), doing="starting")

@@ -186,7 +186,9 @@ class JudgesConfig:
             key = f"judges.pools.{name}.engine"
             _require(pool.engine in self.engines, key, f"one of judges.engines ({known})", pool.engine)
         _positive("judges", self, "failure_window")
-        _require(0 < self.max_failure_rate <= 1, "judges.max_failure_rate", "in (0, 1]", self.max_failure_rate)
+        _require(
+            0 < self.max_failure_rate <= 1, "judges.max_failure_rate", "in (0, 1]", self.max_failure_rate
+        )
 
 
 @dataclass(frozen=True)

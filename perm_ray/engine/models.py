@@ -10,6 +10,7 @@ needs torch, so it runs in a process of its own and the driver stays light:
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -44,6 +45,17 @@ def resolve_model(name: str) -> Path:
             f"'org/name', or {BUILTIN_MODEL!r}."
         )
     return _from_hub(name)
+
+
+def check_context(folder: Path, max_model_len: int, key: str) -> None:
+    """Refuse a `max_model_len` that the model was not made for. Raises `ModelError` naming `key`."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = config.get("text_config", config)
+    length = config.get("max_position_embeddings")
+    if length is not None and max_model_len > length:
+        raise ModelError(
+            f"{key} must be at most {length}, the context of {folder.name}, found {max_model_len}."
+        )
 
 
 def _checked_folder(folder: Path) -> Path:

@@ -129,7 +129,11 @@ class VLLMEngine:
         from vllm.v1.engine.llm_engine import LLMEngine
 
         args = EngineArgs(**engine_kwargs(model_dir, config, seed, receives_weights))
-        self._engine = LLMEngine.from_engine_args(args)
+        try:  # fault boundary: vLLM says why in many ways, none of them one sentence
+            self._engine = LLMEngine.from_engine_args(args)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:600]
+            raise ModelError(f"vLLM cannot serve {model_dir}: {type(error).__name__}: {reason}") from error
         self._engine.set_weight_version("0")
         self._turn = asyncio.Lock() if exclusive else None
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()

@@ -31,19 +31,23 @@ from vllm.distributed.weight_transfer.factory import (
     WeightTransferTrainerFactory,
 )
 
+from perm_ray.rendezvous import free_port, join_store, open_store
+
 BACKEND = "gloo"
 
 
 class BroadcastGroup:
     """A stand-alone gloo group that leaves torch.distributed's default group to DeepSpeed.
 
-    Rank 0 owns the store and may ask for port 0, which lets the system choose a free one."""
+    Rank 0 opens the store (`port` 0) and tells the others its port."""
 
     def __init__(self, host: str, port: int, rank: int, world_size: int, timeout_s: float) -> None:
         self._rank, self._world_size = rank, world_size
         self._timeout = datetime.timedelta(seconds=timeout_s)
-        self._store = dist.TCPStore(
-            host, port, world_size, is_master=rank == 0, timeout=self._timeout, wait_for_workers=False
+        self._store = (
+            open_store(host, world_size, timeout_s)
+            if rank == 0
+            else join_store(host, port, world_size, timeout_s)
         )
         self.port = self._store.port
 
@@ -266,7 +270,7 @@ def open_sender(
     if on_gpu:
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-        port = BroadcastGroup(address, 0, 0, 1, timeout_s).port if rank == 0 else 0
+        port = free_port(address) if rank == 0 else 0
         info = NCCLTrainerInitInfo(address, port, world_size, rank=rank)
     else:
         info = GlooTrainerInitInfo(address, world_size, chunk_bytes, timeout_s, rank=rank)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 from ray.exceptions import RayError
 
 from perm_ray.config.schema import JudgePoolConfig
@@ -36,10 +37,10 @@ class JudgeTask:
 class JudgeActor:
     """Made an actor by `pool.py`; light, since the model is in the engine it asks."""
 
-    def __init__(self, name: str, config: JudgePoolConfig, engine: Any, model: str, seed: int) -> None:
+    def __init__(self, name: str, config: JudgePoolConfig, engine_name: str, model: str, seed: int) -> None:
         self._perspective = build_perspective(name, config.rubric, config.max_chars)
         self._config = config
-        self._engine = engine
+        self._engine: Any = ray.get_actor(engine_name)
         self._model = model
         self._seed = seed
 

@@ -65,7 +65,9 @@ class JudgePanel:
                 self._give_up_late_calls()
             for ref in ready:
                 self._receive(ref, calls.pop(ref))
-        judgments = dict(self._judgments)
+        judgments = {
+            key: {name: found[name] for name in self._perspectives} for key, found in self._judgments.items()
+        }
         self._reset()
         return judgments
 

@@ -18,8 +18,13 @@ from perm_ray.judges.engine import JudgeEngine
 _REPLACED_BY_RAY = {"max_restarts": 2, "max_task_retries": 1}
 
 
+def engine_actor_name(engine: str, replica: int) -> str:
+    """By this name judges find their engine, also after one of the two was replaced."""
+    return f"judge_engine/{engine}/{replica}"
+
+
 class JudgeEnginePool:
-    """All judge engines, by their name in `judges.engines`."""
+    """All judge engines, by their name in `judges.engines`. They live as long as this object does."""
 
     def __init__(
         self,
@@ -28,24 +33,27 @@ class JudgeEnginePool:
         seed: int,
         deterministic: bool,
     ) -> None:
-        self.actors: dict[str, list[Any]] = {}
+        self._actors: dict[str, list[Any]] = {}
         for name, config in configs.items():
-            actor = ray.remote(JudgeEngine).options(
+            actor = ray.remote(
                 num_cpus=config.num_cpus,
                 num_gpus=config.num_gpus,
                 max_concurrency=1000,
                 runtime_env={"env_vars": engine_env(config)},
                 **_REPLACED_BY_RAY,
-            )
-            self.actors[name] = [
-                actor.remote(model_dirs[name], config, seed, deterministic) for _ in range(config.replicas)
+            )(JudgeEngine)
+            self._actors[name] = [
+                actor.options(name=engine_actor_name(name, i)).remote(
+                    model_dirs[name], config, seed, deterministic
+                )
+                for i in range(config.replicas)
             ]
 
     def starting(self) -> dict[str, ray.ObjectRef]:
         """A call for each engine that returns once it is up."""
         return {
             f"judge engine {name}/{i}": actor.ready.remote()
-            for name, actors in self.actors.items()
+            for name, actors in self._actors.items()
             for i, actor in enumerate(actors)
         }
 
@@ -53,25 +61,26 @@ class JudgeEnginePool:
 class JudgePool:
     """One perspective: a judge for each replica of its engine."""
 
-    def __init__(
-        self, name: str, config: JudgePoolConfig, engines: Sequence[Any], model: str, seed: int
-    ) -> None:
+    def __init__(self, name: str, config: JudgePoolConfig, engine: EngineConfig, seed: int) -> None:
         self.name = name
         self.config = config
         actor = ray.remote(JudgeActor).options(num_cpus=0, max_concurrency=1000, **_REPLACED_BY_RAY)
-        self.actors: list[Any] = [actor.remote(name, config, engine, model, seed) for engine in engines]
+        self._actors: list[Any] = [
+            actor.remote(name, config, engine_actor_name(config.engine, i), engine.model, seed)
+            for i in range(engine.replicas)
+        ]
 
     def starting(self) -> dict[str, ray.ObjectRef]:
         """A call for each judge that returns once it is up."""
-        return {f"judge {self.name}/{i}": actor.ready.remote() for i, actor in enumerate(self.actors)}
+        return {f"judge {self.name}/{i}": actor.ready.remote() for i, actor in enumerate(self._actors)}
 
     def replica_of(self, scenario_id: str) -> int:
         """Which judge a group goes to: always the same, whose engine holds the group's prefix."""
-        return int(hashlib.sha256(scenario_id.encode()).hexdigest(), 16) % len(self.actors)
+        return int(hashlib.sha256(scenario_id.encode()).hexdigest(), 16) % len(self._actors)
 
     def judge(self, replica: int, tasks: Sequence[JudgeTask]) -> ray.ObjectRef:
         """Begin judging; the reference holds one judgment per task."""
-        return self.actors[replica].judge.remote(tasks)
+        return self._actors[replica].judge.remote(tasks)
 
     @property
     def timeout_s(self) -> float:

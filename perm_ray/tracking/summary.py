@@ -90,7 +90,9 @@ def mlflow_command(uri: str) -> str:
 
 
 def print_summary(summary: Mapping[str, object], console: Console) -> None:
-    console.print(summary_table(summary))
+    table = summary_table(summary)
+    if table.row_count:
+        console.print(table)
     for line in where_to_look(summary):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

@@ -43,8 +43,9 @@ class TrainerRank:
         self._store: TCPStore | None = None
         self._started: Learner | None = None
 
+    @ray.method(concurrency_group="control")
     def where(self) -> str:
-        """The address of the node this rank lives on, for error messages."""
+        """The address of the node this rank lives on, for error messages; answered while it starts."""
         return ray.util.get_node_ip_address()
 
     def open_store(self) -> tuple[str, int]:

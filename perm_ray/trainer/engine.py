@@ -168,6 +168,8 @@ def save_state(engine: Engine, path: Path, rank: int) -> None:
 def load_state(engine: Engine, path: Path, rank: int, num_ranks: int) -> None:
     """Restore what `save_state` wrote, into a fresh engine with as many ranks. Every rank calls it."""
     found = len(list((path / CHECKPOINT_TAG).glob("rng_rank*.pt")))
+    if found == 0:
+        raise CheckpointError(f"{path} holds no trainer checkpoint: give the folder of a finished one.")
     if found != num_ranks:
         raise CheckpointError(
             f"{path} holds a trainer checkpoint of {found} ranks, but trainer.num_ranks is {num_ranks}: "

@@ -6,6 +6,7 @@ bound, and the first rank that fails ends the group: the others would only wait 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ class TrainerGroup:
 
     def start_async(self) -> None:
         """Create the actors and begin their start; returns at once."""
-        self.ranks = [self._create(rank, strategy) for rank, strategy in enumerate(self._scheduling)]
+        ranks = range(self._config.num_ranks)
+        self.ranks = [self._create(*placed) for placed in zip(ranks, self._scheduling, strict=True)]
         address = self.ranks[0].open_store.remote()
         self._starting = [rank.start.remote(address) for rank in self.ranks]
 
@@ -66,9 +68,10 @@ class TrainerGroup:
 
     def wait_ready(self) -> None:
         """Wait until every rank has its policy loaded."""
-        timeout_s = self._config.start_timeout_s
-        self._nodes = self._wait([rank.where.remote() for rank in self.ranks], "being placed", timeout_s)
-        self._wait(self._starting, "starting", timeout_s)
+        deadline = time.monotonic() + self._config.start_timeout_s
+        placed = [rank.where.remote() for rank in self.ranks]
+        self._nodes = self._wait(placed, "waiting for a place", self._config.start_timeout_s)
+        self._wait(self._starting, "starting", max(0.0, deadline - time.monotonic()))
 
     def train_step(self, step: int, sequences: Sequence[TrainSequence]) -> dict[str, float]:
         """Update the policy once from `sequences` and return the step's metrics (`policy/...`).
