@@ -39,18 +39,27 @@ class TrainerGroup:
         scheduling: Sequence[Any] | None = None,
     ) -> None:
         self._config = config
-        self._model_dir = model_dir
+        self._model_dir = model_dir.absolute()  # a rank has another working directory
         self._seed = seed
         self._total_steps = total_steps
         self._scheduling = scheduling or ["DEFAULT"] * config.num_ranks
         self._nodes = ["not placed yet"] * config.num_ranks
         self._starting: list[ray.ObjectRef] = []
-        self.ranks: list[Any] = []
+        self._actors: list[Any] = []
+
+    @property
+    def ranks(self) -> list[Any]:
+        """The actors' handles, in order of rank."""
+        if not self._actors:
+            raise RunError(
+                "The trainer group is not running: it has failed, or was shut down or never started."
+            )
+        return self._actors
 
     def start_async(self) -> None:
         """Create the actors and begin their start; returns at once."""
         ranks = range(self._config.num_ranks)
-        self.ranks = [self._create(*placed) for placed in zip(ranks, self._scheduling, strict=True)]
+        self._actors = [self._create(*placed) for placed in zip(ranks, self._scheduling, strict=True)]
         address = self.ranks[0].open_store.remote()
         self._starting = [rank.start.remote(address) for rank in self.ranks]
 
@@ -94,22 +103,22 @@ class TrainerGroup:
 
     def request_stop(self) -> None:
         """Ask the ranks to give up the step under way; returns at once. The group trains no more."""
-        for rank in self.ranks:
+        for rank in self._actors:
             rank.request_stop.remote()
 
     def save(self, path: Path) -> None:
         """Write the training state into the folder `path` (not atomic: write aside, then rename)."""
-        refs = [rank.save.remote(path) for rank in self.ranks]
+        refs = [rank.save.remote(path.absolute()) for rank in self.ranks]
         self._wait(refs, f"saving to {path}", self._config.step_timeout_s)
 
     def load(self, path: Path) -> None:
         """Restore what `save` wrote. The group must be freshly started, with as many ranks."""
-        refs = [rank.load.remote(path) for rank in self.ranks]
+        refs = [rank.load.remote(path.absolute()) for rank in self.ranks]
         self._wait(refs, f"loading {path}", self._config.step_timeout_s)
 
     def export(self, path: Path) -> None:
         """Write the policy to `path` as a folder that transformers and vLLM load."""
-        refs = [rank.export.remote(path) for rank in self.ranks]
+        refs = [rank.export.remote(path.absolute()) for rank in self.ranks]
         self._wait(refs, f"exporting to {path}", self._config.step_timeout_s)
 
     def apply(self, function: Callable[..., Any], *args: Any, doing: str, timeout_s: float) -> list[Any]:
@@ -118,9 +127,9 @@ class TrainerGroup:
 
     def shutdown(self) -> None:
         """Kill the ranks. May be called more than once."""
-        for rank in self.ranks:
+        for rank in self._actors:
             ray.kill(rank, no_restart=True)
-        self.ranks = []
+        self._actors = []
 
     def _wait(self, refs: Sequence[ray.ObjectRef], doing: str, timeout_s: float) -> list[Any]:
         """Every rank's result, in order. The first failure of any rank, or the bound, ends the group."""

@@ -1,0 +1,13 @@
+"""Set before anything of a test is imported: Ray, torch and libgomp read these when they are loaded."""
+
+from __future__ import annotations
+
+import os
+
+from perm_ray.placement import authenticate
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+os.environ["HF_HUB_OFFLINE"] = "1"
+authenticate(None)  # token authentication on, with a token of this process; loopback only

@@ -1,0 +1,206 @@
+"""Rollout engines, weight sync and judge pools on a local Ray, with the tiny model in real vLLM engines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+
+from perm_ray.config.schema import (
+    EngineConfig,
+    JudgePoolConfig,
+    RolloutConfig,
+    SyncConfig,
+    TrainerConfig,
+)
+from perm_ray.data.prompts import ChatRenderer, build_prompts, load_template, split_sections
+from perm_ray.data.scenarios import load_scenarios
+from perm_ray.judges.panel import JudgePanel
+from perm_ray.judges.pool import JudgeEnginePool, JudgePool, engine_actor_name
+from perm_ray.perspectives.registry import PERSPECTIVES, build_perspective
+from perm_ray.remote import wait_all
+from perm_ray.rollout.pool import RolloutPool
+from perm_ray.trainer.batching import TrainSequence
+from perm_ray.trainer.group import TrainerGroup
+from perm_ray.types import Completion, FinishReason, Prompt, Status
+from perm_ray.weight_sync import WeightSync
+
+ENGINE = EngineConfig(dtype="float32", max_model_len=4096, max_num_seqs=16, kv_cache_gb=0.1)
+ROLLOUT = RolloutConfig(
+    prompts_per_step=2, completions_per_prompt=3, max_completion_tokens=12, engine=replace(ENGINE, replicas=2)
+)
+TRAINER = TrainerConfig(
+    num_cpus=1, num_threads=1, dtype="float32", lr=1e-2, warmup_ratio=0.0, micro_batch_tokens=4096
+)
+SCENARIOS = load_scenarios("builtin:train")[:3]
+
+
+@pytest.fixture(scope="module")
+def prompts(tiny_model: Path) -> tuple[Prompt, ...]:
+    return build_prompts(SCENARIOS, load_template(None), "# Analysis\n", ChatRenderer(tiny_model), 3000)
+
+
+@pytest.fixture(scope="module")
+def rollouts(tiny_model: Path, ray_cluster: None) -> Iterator[RolloutPool]:
+    pool = RolloutPool(ROLLOUT, tiny_model, seed=1, deterministic=True)
+    wait_all(pool.starting(), timeout_s=200, doing="starting")
+    yield pool
+    for actor in pool.actors:
+        ray.kill(actor)
+
+
+def sample(pool: RolloutPool, prompts: tuple[Prompt, ...], step: int = 1) -> dict[tuple[str, int], Completion]:
+    found = pool.sample(prompts, num_completions=3, step=step)
+    return {(completion.scenario_id, completion.index): completion for completion in found}
+
+
+def test_sampling_gives_every_completion_with_one_logprob_a_token(
+    rollouts: RolloutPool, prompts: tuple[Prompt, ...]
+) -> None:
+    completions = sample(rollouts, prompts)
+    assert sorted(completions) == sorted((s.scenario_id, i) for s in SCENARIOS for i in range(3))
+    for completion in completions.values():
+        assert 1 <= len(completion.token_ids) <= ROLLOUT.max_completion_tokens
+        assert len(completion.logprobs) == len(completion.token_ids)
+        assert all(logprob <= 0 for logprob in completion.logprobs)
+        assert completion.text.startswith("# Analysis\n")
+        full = len(completion.token_ids) == ROLLOUT.max_completion_tokens
+        assert full or completion.finish_reason == FinishReason.STOP
+
+
+def test_the_same_step_samples_the_same_and_another_step_does_not(
+    rollouts: RolloutPool, prompts: tuple[Prompt, ...]
+) -> None:
+    assert sample(rollouts, prompts, step=1) == sample(rollouts, prompts, step=1)
+    first, second = sample(rollouts, prompts, step=1), sample(rollouts, prompts, step=2)
+    assert all(first[key].token_ids != second[key].token_ids for key in first)
+
+
+def test_trained_weights_reach_every_engine(
+    rollouts: RolloutPool, prompts: tuple[Prompt, ...], tiny_model: Path, tmp_path: Path
+) -> None:
+    """After a training step and a push, the engines sample from exactly the policy that was exported."""
+    before = sample(rollouts, prompts)
+    trainer = TrainerGroup(TRAINER, tiny_model, seed=1, total_steps=4)
+    try:
+        trainer.start_async()
+        trainer.wait_ready()
+        sync = WeightSync(trainer, rollouts, SyncConfig(chunk_mb=1))
+        sync.connect()
+        unchanged = sync.push(version=0)
+        assert unchanged.num_bytes > 100_000
+        assert {c.token_ids for c in sample(rollouts, prompts).values()} == {
+            c.token_ids for c in before.values()
+        }
+        trainer.train_step(1, training_data(before, prompts))
+        assert sync.push(version=1).version == 1
+        trainer.export(tmp_path / "policy")
+    finally:
+        trainer.shutdown()
+    after = sample(rollouts, prompts)
+    assert {completion.version for completion in after.values()} == {1}
+    assert rollouts.weight_versions(30) == [1, 1]
+    assert largest_difference(tmp_path / "policy", prompts, after) < 1e-3
+    assert largest_difference(tiny_model, prompts, after) > 0.05  # the weights did change
+
+
+def training_data(
+    completions: dict[tuple[str, int], Completion], prompts: tuple[Prompt, ...]
+) -> list[TrainSequence]:
+    ids = {prompt.scenario.scenario_id: prompt.token_ids for prompt in prompts}
+    return [
+        TrainSequence(ids[scenario_id], completion.token_ids, completion.logprobs, float(index - 1))
+        for (scenario_id, index), completion in completions.items()
+    ]
+
+
+def largest_difference(
+    folder: Path, prompts: tuple[Prompt, ...], completions: dict[tuple[str, int], Completion]
+) -> float:
+    """Between the engines' log-probabilities and those that transformers computes with the weights in `folder`."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    policy = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = {prompt.scenario.scenario_id: prompt.token_ids for prompt in prompts}
+    worst = 0.0
+    for (scenario_id, _), completion in completions.items():
+        row = torch.tensor([ids[scenario_id] + completion.token_ids])
+        with torch.no_grad():
+            logprobs = policy(row).logits[0].log_softmax(-1)
+        start = len(ids[scenario_id])
+        for offset, (token, found) in enumerate(
+            zip(completion.token_ids, completion.logprobs, strict=True)
+        ):
+            worst = max(worst, abs(float(logprobs[start + offset - 1, token]) - found))
+    return worst
+
+
+# --- judges ------------------------------------------------------------------------------------------
+
+ANSWER = "# Analysis\nShe misses him, and the clock was his.\n\n# Response\nNot silly at all."
+
+
+def completion(scenario_id: str, index: int, text: str = ANSWER) -> Completion:
+    return Completion(scenario_id, index, text, (1,), (0.0,), 0, FinishReason.STOP)
+
+
+@pytest.fixture(scope="module")
+def four_pools(tiny_model: Path, ray_cluster: None) -> Iterator[tuple[JudgePanel, JudgeEnginePool]]:
+    """Four separate pools, each perspective with an engine of its own."""
+    engines = {name: replace(ENGINE, model=str(tiny_model), max_model_len=8192) for name in PERSPECTIVES}
+    configs = {name: JudgePoolConfig(engine=name, min_mass=0.0, timeout_s=60.0) for name in PERSPECTIVES}
+    engine_pool = JudgeEnginePool(engines, dict.fromkeys(PERSPECTIVES, tiny_model), seed=1, deterministic=False)
+    pools = {name: JudgePool(name, configs[name], engines[name], seed=1) for name in PERSPECTIVES}
+    calls = engine_pool.starting()
+    for pool in pools.values():
+        calls |= pool.starting()
+    wait_all(calls, timeout_s=300, doing="starting")
+    panel = JudgePanel(pools, {name: build_perspective(name) for name in PERSPECTIVES}, deterministic=False)
+    yield panel, engine_pool
+    for name in PERSPECTIVES:
+        ray.kill(ray.get_actor(engine_actor_name(name, 0)))
+
+
+def test_four_separate_pools_judge_every_completion(four_pools: tuple[JudgePanel, JudgeEnginePool]) -> None:
+    panel, _ = four_pools
+    for index in range(3):
+        answer = completion(SCENARIOS[0].scenario_id, index)
+        panel.submit(SCENARIOS[0], answer, split_sections(answer.text))
+    judgments = panel.collect()
+    assert sorted(judgments) == [(SCENARIOS[0].scenario_id, index) for index in range(3)]
+    for found in judgments.values():
+        assert list(found) == list(PERSPECTIVES)
+        for name in ("resonation", "expression", "reception"):
+            assert found[name].status == Status.OK
+            assert found[name].score is not None
+            assert 1 <= found[name].score <= 5
+            assert sum(found[name].distribution) == pytest.approx(1.0)
+        bystander = found["bystander"]
+        assert bystander.status == Status.OK
+        assert bystander.score == sum(bystander.criteria.values())
+        assert len(bystander.criteria) == 5
+
+
+def test_a_missing_section_is_skipped_and_no_judge_is_asked(
+    four_pools: tuple[JudgePanel, JudgeEnginePool],
+) -> None:
+    panel, _ = four_pools
+    answer = completion(SCENARIOS[1].scenario_id, 0, "# Analysis\nOnly this.")
+    panel.submit(SCENARIOS[1], answer, split_sections(answer.text))
+    (found,) = panel.collect().values()
+    assert found["resonation"].status == Status.OK
+    assert {found[name].status for name in ("expression", "reception", "bystander")} == {Status.SKIPPED}
+    assert found["expression"].tries == 0
+
+
+def test_a_dead_judge_engine_is_replaced(four_pools: tuple[JudgePanel, JudgeEnginePool]) -> None:
+    panel, _ = four_pools
+    ray.kill(ray.get_actor(engine_actor_name("reception", 0)), no_restart=False)
+    answer = completion(SCENARIOS[2].scenario_id, 0)
+    panel.submit(SCENARIOS[2], answer, split_sections(answer.text))
+    (found,) = panel.collect().values()
+    assert {judgment.status for judgment in found.values()} == {Status.OK}
