@@ -23,6 +23,11 @@ from perm_ray.types import Completion, Judgment, Prompt, Rollout, RolloutGroup, 
 Report = Callable[[str, int, int], None]
 
 
+def silent(phase: str, done: int, total: int) -> None:
+    """Reports to nobody."""
+    del phase, done, total
+
+
 @dataclass(frozen=True, slots=True)
 class Collected:
     """The groups of one collection, in the order of their prompts, and what it cost.
@@ -51,9 +56,9 @@ class Collector:
         num_completions: int,
         step: int,
         purpose: str = "train",
-        report: Report = lambda phase, done, total: None,
+        report: Report = silent,
     ) -> Collected:
-        """Sample and judge `num_completions` of each prompt. `report(phase, done, total)` is told how far it is."""
+        """Sample and judge `num_completions` of each prompt; `report` hears the phase, done and total."""
         start = time.monotonic()
         scenarios = {prompt.scenario.scenario_id: prompt.scenario for prompt in prompts}
         wanted = len(prompts) * num_completions

@@ -122,7 +122,8 @@ def _await_resources(cpus: float, gpus: float, timeout_s: float) -> None:
             return
         if time.monotonic() > deadline:
             raise RunError(
-                f"The run needs {' and '.join(lacking)}, waited {timeout_s:.0f} s: add nodes, or lower replicas."
+                f"The run needs {' and '.join(lacking)}, waited {timeout_s:.0f} s: "
+                "add nodes, or lower replicas."
             )
         time.sleep(1.0)
 

@@ -35,7 +35,7 @@ class StopSignals:
 
     @contextmanager
     def deferred(self, hurry: Callable[[], None]) -> Iterator[None]:
-        """Let the block finish first: a signal during it calls `hurry` (in a thread) and raises at the end."""
+        """Let the block finish first: a signal in it calls `hurry` (in a thread) and raises at the end."""
         self._when_deferred = hurry
         try:
             yield

@@ -13,7 +13,7 @@ from perm_ray.errors import PermRayError, UserError
 
 VERBS = {
     "train": "train a policy with PERM's reward",
-    "benchmark": "measure this machine: loop, rollout",
+    "benchmark": "measure on this machine: loop, rollout, learning",
 }
 
 

@@ -30,11 +30,12 @@ def _arithmetic(plan: RunPlan) -> list[str]:
     held = len(plan.heldout) * config.evaluation.completions_per_prompt
     return [
         f"{num_prompts} prompts x {rollout.completions_per_prompt} completions = {completions} completions",
-        f"{completions} completions x {rollout.max_completion_tokens} tokens: {sampled:,} tokens sampled at most",
+        f"{completions} completions x {rollout.max_completion_tokens} tokens = {sampled:,} sampled at most",
         f"{completions} completions x {num_pools} perspectives = {completions * num_pools} judgments",
         f"{trained:,} tokens trained on at most, in micro-batches of {config.trainer.micro_batch_tokens:,} "
         f"over {config.trainer.num_ranks} rank(s)",
-        f"{config.run.steps} steps x {num_prompts} prompts = {epochs:.2f} epochs of {len(plan.train)} scenarios",
+        f"{config.run.steps} steps x {num_prompts} prompts = {epochs:.2f} epochs of "
+        f"{len(plan.train)} scenarios",
         f"{held} held-out completions judged before and after training",
     ]
 

@@ -60,7 +60,7 @@ def run(arguments: Sequence[str]) -> int:
     if options.dry_run:
         print(describe(plan), end="")
         return 0
-    return _train(plan, options.resume)
+    return train_plan(plan, options.resume)
 
 
 def _config(options: argparse.Namespace) -> Config:
@@ -73,7 +73,8 @@ def _config(options: argparse.Namespace) -> Config:
     return load_config(options.config or file, [*options.overrides, *place])
 
 
-def _train(plan: RunPlan, resume: Path | None) -> int:
+def train_plan(plan: RunPlan, resume: Path | None) -> int:
+    """Train a checked plan, from the start or from the checkpoint of `resume`; returns the exit code."""
     from perm_ray.checkpoint import Checkpoints, RunState, check_agrees
     from perm_ray.runtime import prepare_models
     from perm_ray.signals import StopSignals

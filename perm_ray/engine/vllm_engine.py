@@ -18,6 +18,7 @@ import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -130,7 +131,7 @@ class VLLMEngine:
 
         args = EngineArgs(**engine_kwargs(model_dir, config, seed, receives_weights))
         try:  # fault boundary: vLLM says why in many ways, none of them one sentence
-            self._engine = LLMEngine.from_engine_args(args)
+            self._engine: Any = LLMEngine.from_engine_args(args)
         except Exception as error:
             reason = " ".join(str(error).split())[:600]
             raise ModelError(f"vLLM cannot serve {model_dir}: {type(error).__name__}: {reason}") from error
@@ -175,14 +176,15 @@ class VLLMEngine:
         finished: asyncio.Queue[tuple[int, RequestOutput | BaseException]] = asyncio.Queue()
         names = [str(next(self._ids)) for _ in requests]
 
+        def tell(index: int, output: RequestOutput | BaseException) -> None:
+            loop.call_soon_threadsafe(finished.put_nowait, (index, output))
+
         def add(engine: Any) -> None:
             for index, (name, request) in enumerate(zip(names, requests, strict=True)):
                 engine_id = engine.add_request(
                     name, {"prompt_token_ids": list(request.prompt_ids)}, _sampling_params(request)
                 )
-                self._listeners[_external(engine_id)] = lambda output, index=index: loop.call_soon_threadsafe(
-                    finished.put_nowait, (index, output)
-                )
+                self._listeners[_external(engine_id)] = partial(tell, index)
 
         try:
             await self.control(add)
@@ -255,11 +257,11 @@ def _sampling_params(request: GenerationRequest) -> Any:
 
 def _generation(output: RequestOutput, request: GenerationRequest) -> Generation:
     answer = output.outputs[0]
-    positions = answer.logprobs or []
+    positions: Sequence[Any] = answer.logprobs or []
     versions = {span.version for span in answer.weight_versions or []}
     if len(versions) > 1:
         raise RunError(f"One completion was sampled by several policy versions: {sorted(versions)}.")
-    first = positions[0] if positions else {}
+    first: Any = positions[0] if positions else {}
     return Generation(
         token_ids=tuple(answer.token_ids),
         logprobs=tuple(

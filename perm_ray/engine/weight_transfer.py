@@ -12,7 +12,7 @@ import datetime
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -53,8 +53,9 @@ class BroadcastGroup:
 
     def join(self) -> None:
         """Wait until every rank is here."""
-        store = dist.PrefixStore("weights", self._store)
-        self._group = dist.ProcessGroupGloo(store, self._rank, self._world_size, timeout=self._timeout)
+        self._group: Any = dist.ProcessGroupGloo(
+            self._store, self._rank, self._world_size, timeout=self._timeout
+        )
 
     def broadcast(self, buffer: torch.Tensor) -> None:
         """Send (rank 0) or receive `buffer` in place."""
@@ -138,7 +139,8 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
             # A fresh buffer per chunk: the loader keeps views until a layer is complete.
             buffer = torch.empty(size, dtype=torch.uint8)
             self._group.broadcast(buffer)
-            self.model.load_weights(_unpack(buffer, metas))
+            model: Any = self.model  # every vLLM model has load_weights; nn.Module does not say so
+            model.load_weights(_unpack(buffer, metas))
 
     def finish_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload

@@ -39,7 +39,7 @@ def heldout_result(groups: Sequence[RolloutGroup], metrics: Mapping[str, float])
 
 
 def compare(before: HeldoutResult, after: HeldoutResult, seed: int) -> dict[str, object]:
-    """Before, after and the paired difference of the reward with its bootstrap interval, for `summary.json`."""
+    """Before, after, and the paired difference of the reward with its interval, for `summary.json`."""
     shared = [scenario for scenario in before.rewards if scenario in after.rewards]
     report: dict[str, object] = {"before": dict(before.metrics), "after": dict(after.metrics)}
     if len(shared) >= 2:

@@ -19,8 +19,10 @@ class FailureLimit:
         self._steps: deque[tuple[int, Counter[str]]] = deque(maxlen=window)
 
     def check(self, step: int, groups: Sequence[RolloutGroup]) -> None:
-        """Count a step's judgments. Raises `JudgeFailureRateError` once the window is full and over the limit,
-        or at once when nothing of a step could be judged."""
+        """Count a step's judgments.
+
+        Raises `JudgeFailureRateError` once the window is full and over the limit, or at once when
+        nothing of a step could be judged."""
         asked, causes = _count(groups)
         self._steps.append((asked, causes))
         total = sum(asked for asked, _ in self._steps)
@@ -30,8 +32,8 @@ class FailureLimit:
         if over and (len(self._steps) == self._steps.maxlen or nothing_left):
             listed = "; ".join(f"{count} x {cause}" for cause, count in failed.most_common(8))
             raise JudgeFailureRateError(
-                f"{failed.total()} of {total} judgments failed in the last {len(self._steps)} steps up to step "
-                f"{step}, more than judges.max_failure_rate = {self._max_rate:g} allows: {listed}."
+                f"{failed.total()} of {total} judgments failed in the last {len(self._steps)} steps up to "
+                f"step {step}, more than judges.max_failure_rate = {self._max_rate:g} allows: {listed}."
             )
 
 

@@ -7,7 +7,6 @@ reason in it, never as a number and never as an exception that would lose its si
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,8 +67,9 @@ class JudgeActor:
         ]
 
     def _ask(self, task: JudgeTask) -> Ask:
-        content = hashlib.sha256(task.text.encode()).hexdigest()
-        fence = make_fence(f"{self._seed}/{task.scenario.scenario_id}/{task.index}/{content}")
+        # One fence for all completions of a scenario: the policy never sees it, a group is judged under
+        # equal conditions (another fence moves a weak judge's score), and the shared prefix is longer.
+        fence = make_fence(self._seed, task.scenario.scenario_id)
         return self._perspective.ask(task.scenario, task.text, fence)
 
     async def _answers(self, asks: Sequence[Ask]) -> tuple[list[Answer] | None, int, str]:

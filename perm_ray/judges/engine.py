@@ -83,8 +83,8 @@ class JudgeEngine:
             for value, ids in zip(values, whole, strict=True):
                 if ids[:-1] != head:
                     raise ModelError(
-                        f"Expected scores need a judge model that writes {value} after {prefix!r} as one token of "
-                        f"its own, found {ids} after {head}: choose another judge model."
+                        f"Expected scores need a judge model that writes {value} after {prefix!r} as one "
+                        f"token of its own, found {ids} after {head}: choose another judge model."
                     )
             self._value_ids_of[key] = tuple(ids[-1] for ids in whole)
         return self._value_ids_of[key]

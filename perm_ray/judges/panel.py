@@ -42,7 +42,7 @@ class JudgePanel:
         self._reset()
 
     def submit(self, scenario: Scenario, completion: Completion, sections: Sections) -> None:
-        """Have a completion judged from every perspective; a perspective whose section is missing skips it."""
+        """Have a completion judged from every perspective; one whose section is missing skips it."""
         key = (completion.scenario_id, completion.index)
         for name, perspective in self._perspectives.items():
             text = getattr(sections, perspective.reads)

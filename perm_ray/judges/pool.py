@@ -15,7 +15,7 @@ from perm_ray.judges.actor import JudgeActor, JudgeTask
 from perm_ray.judges.engine import JudgeEngine
 
 # A judge and its engine hold nothing that a restart loses: Ray replaces a dead one and re-issues its calls.
-_REPLACED_BY_RAY = {"max_restarts": 2, "max_task_retries": 1}
+_REPLACED_BY_RAY: dict[str, Any] = {"max_restarts": 2, "max_task_retries": 1}
 
 
 def engine_actor_name(engine: str, replica: int) -> str:
@@ -35,15 +35,16 @@ class JudgeEnginePool:
     ) -> None:
         self._actors: dict[str, list[Any]] = {}
         for name, config in configs.items():
-            actor = ray.remote(
-                num_cpus=config.num_cpus,
-                num_gpus=config.num_gpus,
-                max_concurrency=1000,
-                runtime_env={"env_vars": engine_env(config)},
+            actor: Any = ray.remote(JudgeEngine)
+            options = {
+                "num_cpus": config.num_cpus,
+                "num_gpus": config.num_gpus,
+                "max_concurrency": 1000,
+                "runtime_env": {"env_vars": engine_env(config)},
                 **_REPLACED_BY_RAY,
-            )(JudgeEngine)
+            }
             self._actors[name] = [
-                actor.options(name=engine_actor_name(name, i)).remote(
+                actor.options(name=engine_actor_name(name, i), **options).remote(
                     model_dirs[name], config, seed, deterministic
                 )
                 for i in range(config.replicas)

@@ -31,8 +31,10 @@ class Bystander(WithRubric):
             f"The seeker said: {scenario.query}\n\n"
             "The reply:"
         )
-        task = f"Give this reply 0 to 20 points for each of: {', '.join(CRITERIA)}."
-        prompt = self.judge_prompt(setting, text, fence, task, answer_prefix=answer_opening(CRITERIA))
+        names = ", ".join(CRITERIA)
+        task = f"Read the reply again and give its points for {names}, each from 0 (no) to 20 (yes)."
+        opening = f"My points for this reply:\n{answer_opening(CRITERIA)}"
+        prompt = self.judge_prompt(setting, text, fence, task, opening)
         return ConstrainedText(
             prompt=prompt,
             regex=criteria_regex(CRITERIA, CRITERION_SCALE),

@@ -62,7 +62,7 @@ class RolloutPool:
                 streams[actor.sample.options(num_returns="streaming").remote(share, plan)] = _role(i)
         yield from self._merged(streams, f"sampling step {step}")
 
-    def _merged(self, streams: dict[ray.ObjectRefGenerator, str], doing: str) -> Iterator[Completion]:
+    def _merged(self, streams: dict[Any, str], doing: str) -> Iterator[Completion]:
         deadline = time.monotonic() + self._config.timeout_s
         while streams:
             left = max(0.0, deadline - time.monotonic())
@@ -73,7 +73,7 @@ class RolloutPool:
                     f"{late} did not finish within {self._config.timeout_s:.0f} s while {doing}: "
                     "raise rollout.timeout_s or sample less."
                 )
-            stream = ready[0]
+            stream: Any = ready[0]
             try:
                 ref = next(stream)
             except StopIteration:

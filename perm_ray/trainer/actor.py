@@ -50,10 +50,10 @@ class TrainerRank:
 
     def open_store(self) -> tuple[str, int]:
         """Rank 0 only: open the meeting point and return its host and port."""
-        from perm_ray.trainer import engine
+        from perm_ray.rendezvous import open_store
 
         host = ray.util.get_node_ip_address()
-        self._store = engine.open_store(host, self._config.num_ranks, self._config.start_timeout_s)
+        self._store = open_store(host, self._config.num_ranks, self._config.start_timeout_s)
         return host, self._store.port
 
     def start(self, address: tuple[str, int]) -> None:

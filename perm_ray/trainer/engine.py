@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from perm_ray.config.schema import TrainerConfig
 from perm_ray.errors import CheckpointError
+from perm_ray.rendezvous import join_store
 
 Engine: TypeAlias = Any  # a DeepSpeedEngine, whose own annotations do not fit what it does
 
@@ -36,12 +37,6 @@ def quiet_libraries() -> None:
     """Leave the log to what matters: no progress bars, and only DeepSpeed's warnings."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     transformers_logging.disable_progress_bar()
-
-
-def open_store(host: str, num_ranks: int, timeout_s: float) -> TCPStore:
-    """The store the ranks meet at. It picks and keeps its own port: nobody can take it in between."""
-    timeout = timedelta(seconds=timeout_s)
-    return TCPStore(host, 0, num_ranks, is_master=True, wait_for_workers=False, timeout=timeout)
 
 
 def join(
@@ -59,7 +54,7 @@ def join(
     # 30 minutes. new_group() falls back on this default.
     dist.distributed_c10d.default_pg_timeout = timeout
     if store is None:
-        store = TCPStore(host, port, config.num_ranks, is_master=False, timeout=timeout)
+        store = join_store(host, port, config.num_ranks, config.collective_timeout_s)
     os.environ.update(
         MASTER_ADDR=host,
         MASTER_PORT=str(port),

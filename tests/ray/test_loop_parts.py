@@ -52,7 +52,9 @@ def rollouts(tiny_model: Path, ray_cluster: None) -> Iterator[RolloutPool]:
         ray.kill(actor)
 
 
-def sample(pool: RolloutPool, prompts: tuple[Prompt, ...], step: int = 1) -> dict[tuple[str, int], Completion]:
+def sample(
+    pool: RolloutPool, prompts: tuple[Prompt, ...], step: int = 1
+) -> dict[tuple[str, int], Completion]:
     found = pool.sample(prompts, num_completions=3, step=step)
     return {(completion.scenario_id, completion.index): completion for completion in found}
 
@@ -120,7 +122,7 @@ def training_data(
 def largest_difference(
     folder: Path, prompts: tuple[Prompt, ...], completions: dict[tuple[str, int], Completion]
 ) -> float:
-    """Between the engines' log-probabilities and those that transformers computes with the weights in `folder`."""
+    """Between the engines' log-probabilities and those of transformers with the weights in `folder`."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -132,9 +134,7 @@ def largest_difference(
         with torch.no_grad():
             logprobs = policy(row).logits[0].log_softmax(-1)
         start = len(ids[scenario_id])
-        for offset, (token, found) in enumerate(
-            zip(completion.token_ids, completion.logprobs, strict=True)
-        ):
+        for offset, (token, found) in enumerate(zip(completion.token_ids, completion.logprobs, strict=True)):
             worst = max(worst, abs(float(logprobs[start + offset - 1, token]) - found))
     return worst
 
@@ -153,7 +153,9 @@ def four_pools(tiny_model: Path, ray_cluster: None) -> Iterator[tuple[JudgePanel
     """Four separate pools, each perspective with an engine of its own."""
     engines = {name: replace(ENGINE, model=str(tiny_model), max_model_len=8192) for name in PERSPECTIVES}
     configs = {name: JudgePoolConfig(engine=name, min_mass=0.0, timeout_s=60.0) for name in PERSPECTIVES}
-    engine_pool = JudgeEnginePool(engines, dict.fromkeys(PERSPECTIVES, tiny_model), seed=1, deterministic=False)
+    engine_pool = JudgeEnginePool(
+        engines, dict.fromkeys(PERSPECTIVES, tiny_model), seed=1, deterministic=False
+    )
     pools = {name: JudgePool(name, configs[name], engines[name], seed=1) for name in PERSPECTIVES}
     calls = engine_pool.starting()
     for pool in pools.values():
@@ -176,8 +178,9 @@ def test_four_separate_pools_judge_every_completion(four_pools: tuple[JudgePanel
         assert list(found) == list(PERSPECTIVES)
         for name in ("resonation", "expression", "reception"):
             assert found[name].status == Status.OK
-            assert found[name].score is not None
-            assert 1 <= found[name].score <= 5
+            score = found[name].score
+            assert score is not None
+            assert 1 <= score <= 5
             assert sum(found[name].distribution) == pytest.approx(1.0)
         bystander = found["bystander"]
         assert bystander.status == Status.OK

@@ -1,0 +1,1 @@
+"""What `perm-ray benchmark` can measure: a file each."""

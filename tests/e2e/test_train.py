@@ -1,0 +1,216 @@
+"""`perm-ray train` as a person runs it: a real model in a real loop, stopped, resumed and repeated."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from perm_ray.config.schema import BUILTIN_MODEL
+from perm_ray.testing.tiny_model import write_tiny_model
+
+PERSPECTIVES = ("resonation", "expression", "reception", "bystander")
+METRICS = {
+    *(f"reward/{name}" for name in ("mean", "std", "empathy", "bystander", "length")),
+    *(f"judge/{p}/{name}" for p in PERSPECTIVES for name in ("failed", "skipped")),
+    *(f"policy/{name}" for name in ("loss", "kl", "entropy", "grad_norm", "clip_fraction", "lr")),
+    *("policy/logprob_diff_mean", "policy/logprob_diff_max", "format/valid", "group/zero_variance"),
+    *(f"rollout/{name}" for name in ("completions", "tokens", "tokens_per_s", "length_mean", "truncated")),
+    *(f"sync/{name}" for name in ("version", "seconds", "bytes")),
+    *(f"time/{name}_s" for name in ("generate", "judge", "train", "sync", "step")),
+}
+TIMES = ("time/", "rollout/tokens_per_s", "sync/seconds")
+
+TINY = """
+run: {{steps: 4, deterministic: true, dir: {runs}}}
+policy: {{model: {model}}}
+prompt: {{prefix: "# Analysis\\n", max_tokens: 3000}}
+rollout:
+  prompts_per_step: 2
+  completions_per_prompt: 3
+  max_completion_tokens: 24
+  engine: {{max_model_len: 4096, kv_cache_gb: 0.1}}
+judges:
+  engines:
+    shared: {{model: {model}, max_model_len: 8192, kv_cache_gb: 0.1}}
+  pools:
+    resonation: {{engine: shared, min_mass: 0.0}}
+    expression: {{engine: shared, min_mass: 0.0}}
+    reception: {{engine: shared, min_mass: 0.0}}
+    bystander: {{engine: shared, min_mass: 0.0}}
+trainer: {{micro_batch_tokens: 4096, lr: 1.0e-3, num_cpus: 1, num_threads: 1}}
+evaluation: {{num_scenarios: 2}}
+checkpoint: {{every: 3}}
+tracking: {{mlflow: {mlflow}}}
+"""
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "pipelines.cli", "train", *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    """Without the token of this test process: the program must make its own."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+
+
+def train(*arguments: object) -> str:
+    """Run to the end; returns what was printed."""
+    done = subprocess.run(
+        command(*arguments), capture_output=True, text=True, timeout=500, env=environment(), check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def samples(run: Path, step: int) -> list[dict[str, Any]]:
+    lines = (run / "samples" / f"step_{step:06d}.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def builtin_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Two steps of the built-in model with the shipped local configuration, made smaller."""
+    runs = tmp_path_factory.mktemp("runs")
+    printed = train(
+        *(f"run.dir={runs}", "run.name=builtin", "run.steps=2", "rollout.prompts_per_step=2"),
+        *("rollout.max_completion_tokens=96", "evaluation.num_scenarios=4"),
+    )
+    return runs / "builtin", printed
+
+
+@pytest.mark.timeout(600)
+def test_the_built_in_model_is_trained_by_four_judges(builtin_run: tuple[Path, str]) -> None:
+    run, _ = builtin_run
+    rows = metrics(run)
+    assert [row["step"] for row in rows] == [1, 2]
+    for row in rows:
+        assert set(row) >= METRICS
+        assert row["sync/version"] == row["step"]
+        assert row["policy/logprob_diff_mean"] < 0.1
+        assert row["policy/grad_norm"] > 0
+        assert row["rollout/completions"] == 8
+        assert row["judge/resonation/failed"] == 0
+        assert row["judge/resonation/mass"] > 0.5
+        assert 1 <= row["judge/resonation/mean"] <= 5
+
+
+def test_the_run_directory_holds_what_others_rely_on(builtin_run: tuple[Path, str]) -> None:
+    run, printed = builtin_run
+    for name in ("config.yaml", "metrics.jsonl", "summary.json", "mlflow.db", "checkpoints/latest"):
+        assert (run / name).is_file(), name
+    assert (run / "checkpoints" / "step_000002").is_dir()
+    rows = samples(run, 2)
+    assert len(rows) == 8
+    for row in rows:
+        assert set(row["judgments"]) == set(PERSPECTIVES)
+        assert row["version"] == 1
+        scores = [judgment["score"] for judgment in row["judgments"].values()]
+        statuses = [judgment["status"] for judgment in row["judgments"].values()]
+        assert [score is None for score in scores] == [status != "ok" for status in statuses]
+        reward = row["reward"]
+        assert reward["value"] == pytest.approx(reward["empathy"] + reward["bystander"] + reward["length"])
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["status"], summary["steps"]) == ("FINISHED", 2)
+    assert set(summary["evaluation"]) == {"before", "after", "difference"}
+    assert "reward/mean" in printed
+    assert f"sqlite:///{run}/mlflow.db" in printed
+    assert "\x1b" not in printed  # no escape codes when the output is not a terminal
+
+
+def test_mlflow_has_the_run(builtin_run: tuple[Path, str]) -> None:
+    from mlflow import MlflowClient
+
+    run, _ = builtin_run
+    client = MlflowClient(f"sqlite:///{run}/mlflow.db")
+    experiment = client.get_experiment_by_name("perm_ray")
+    assert experiment is not None
+    (tracked,) = client.search_runs([experiment.experiment_id])
+    assert tracked.info.status == "FINISHED"
+    assert [m.step for m in client.get_metric_history(tracked.info.run_id, "reward/mean")] == [1, 2]
+
+
+def test_the_exported_policy_loads_in_transformers_and_has_changed(builtin_run: tuple[Path, str]) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from perm_ray.engine.models import resolve_model
+
+    run, _ = builtin_run
+    trained = AutoModelForCausalLM.from_pretrained(run / "policy", dtype=torch.bfloat16)
+    base = AutoModelForCausalLM.from_pretrained(resolve_model(BUILTIN_MODEL), dtype=torch.bfloat16)
+    changed = [
+        name
+        for (name, ours), (_, theirs) in zip(trained.named_parameters(), base.named_parameters(), strict=True)
+        if not torch.equal(ours, theirs)
+    ]
+    assert len(changed) > 100
+    assert AutoTokenizer.from_pretrained(run / "policy").decode([1]) == "<|im_start|>"
+
+
+# --- stopped, resumed, repeated ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    model = write_tiny_model(folder / "model")
+    config = folder / "tiny.yaml"
+    config.write_text(TINY.format(model=model, runs=folder / "runs", mlflow="false"))
+    return config
+
+
+@pytest.mark.timeout(600)
+def test_stopped_and_resumed_equals_never_stopped(tiny_config: Path) -> None:
+    """SIGTERM after step 2, resume, 4 steps in all: the same samples, rewards and weights, bit for bit."""
+    runs = tiny_config.parent / "runs"
+    train("--config", tiny_config, "run.name=whole")
+    stopped = subprocess.Popen(
+        command("--config", tiny_config, "run.name=stopped"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment(),
+    )
+    assert stopped.stdout is not None
+    for line in stopped.stdout:
+        if line.startswith("step 2/4"):
+            break
+    children = psutil.Process(stopped.pid).children(recursive=True)
+    start = time.monotonic()
+    stopped.send_signal(signal.SIGTERM)
+    printed = stopped.stdout.read()
+    assert stopped.wait(30) == 128 + signal.SIGTERM, printed
+    assert time.monotonic() - start < 30
+    _, alive = psutil.wait_procs(children, timeout=5)
+    assert not alive
+    assert "perm-ray train --resume" in printed
+    summary = json.loads((runs / "stopped" / "summary.json").read_text())
+    assert summary["status"] == "KILLED"
+
+    train("--resume", runs / "stopped")
+    assert "nothing to resume" in train("--resume", runs / "stopped")
+    whole, resumed = metrics(runs / "whole"), metrics(runs / "stopped")
+    assert [comparable(row) for row in whole] == [comparable(row) for row in resumed]
+    for step in range(1, 5):
+        for ours, theirs in zip(samples(runs / "whole", step), samples(runs / "stopped", step), strict=True):
+            assert ours["completion"] == theirs["completion"]
+            assert ours["reward"] == theirs["reward"]
+    weights = [(runs / name / "policy" / "model.safetensors").read_bytes() for name in ("whole", "stopped")]
+    assert weights[0] == weights[1]
+
+
+def comparable(row: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in row.items() if not name.startswith(TIMES)}
