@@ -28,6 +28,7 @@ from perm_ray.placement import check_local_resources, start_ray, stop_ray
 from perm_ray.remote import wait_all
 from perm_ray.rewards.combine import check_perspectives
 from perm_ray.rollout.pool import RolloutPool
+from perm_ray.signals import StopSignals
 from perm_ray.tracking.progress import RunProgress
 from perm_ray.tracking.run_directory import RunDirectory
 from perm_ray.tracking.tracker import Tracker
@@ -145,12 +146,18 @@ class Runtime:
 
 @contextmanager
 def running(
-    plan: RunPlan, models: Models, directory: RunDirectory, tracker: Tracker, progress: RunProgress
+    plan: RunPlan,
+    models: Models,
+    directory: RunDirectory,
+    tracker: Tracker,
+    progress: RunProgress,
+    stop: StopSignals,
 ) -> Iterator[Runtime]:
     """Start Ray, then everything at once, and wait once; end it all on the way out, however that is."""
     progress.phase("starting Ray")
     try:
         start_ray(plan.config)
+        stop.take_back()
         yield _start(plan, models, directory, tracker, progress)
     finally:
         stop_ray()

@@ -27,6 +27,12 @@ class StopSignals:
         self._previous = {number: signal.signal(number, self._receive) for number in _SIGNALS}
         return self
 
+    def take_back(self) -> None:
+        """Be the handler again, after a library (`ray.init` for one) put its own in our place."""
+        if self.received is None:
+            for number in _SIGNALS:
+                signal.signal(number, self._receive)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

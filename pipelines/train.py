@@ -131,7 +131,7 @@ def _drive(
     try:
         with RunProgress(plan.config.run.steps, state.step, console) as progress:
             progress.note(f"Run directory: {directory.path}")
-            with running(plan, models, directory, tracker, progress) as runtime:
+            with running(plan, models, directory, tracker, progress, stop) as runtime:
                 driver = Driver(runtime, state, stop)
                 if checkpoint is not None:
                     runtime.restore(state, checkpoint)

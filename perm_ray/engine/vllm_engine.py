@@ -257,11 +257,11 @@ def _sampling_params(request: GenerationRequest) -> Any:
 
 def _generation(output: RequestOutput, request: GenerationRequest) -> Generation:
     answer = output.outputs[0]
-    positions: Sequence[Any] = answer.logprobs or []
+    positions: Any = answer.logprobs or []
     versions = {span.version for span in answer.weight_versions or []}
     if len(versions) > 1:
         raise RunError(f"One completion was sampled by several policy versions: {sorted(versions)}.")
-    first: Any = positions[0] if positions else {}
+    first = positions[0] if positions else {}
     return Generation(
         token_ids=tuple(answer.token_ids),
         logprobs=tuple(
