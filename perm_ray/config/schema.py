@@ -100,7 +100,6 @@ class PromptConfig:
 class EngineConfig:
     """One kind of vLLM engine and how many of it. On a CPU, give one core to each engine."""
 
-    model: str = BUILTIN_MODEL
     replicas: int = 1
     num_cpus: float = 1.0
     num_gpus: float = 0.0
@@ -121,8 +120,15 @@ class EngineConfig:
 
 
 @dataclass(frozen=True)
+class JudgeEngineConfig(EngineConfig):
+    """An engine with a model of its own; rollout engines always hold the policy."""
+
+    model: str = BUILTIN_MODEL
+
+
+@dataclass(frozen=True)
 class RolloutConfig:
-    """How much is sampled each step, and by what. The engine's `model` is always the policy's."""
+    """How much is sampled each step, and by what."""
 
     prompts_per_step: int = 8
     completions_per_prompt: int = 8
@@ -149,7 +155,6 @@ class JudgePoolConfig:
     """One perspective's pool. `engine` names an entry of `judges.engines`; pools may share one."""
 
     engine: str = "judge"
-    scoring: str = "expected"
     rubric: Optional[str] = None
     min_mass: float = 0.2
     max_chars: int = 6000
@@ -159,7 +164,6 @@ class JudgePoolConfig:
     def __post_init__(self) -> None:
         _positive("judges.pools.<perspective>", self, "max_chars", "timeout_s")
         _at_least_zero("judges.pools.<perspective>", self, "min_mass", "retries")
-        _one_of("judges.pools.<perspective>", self, "scoring", "expected")
 
 
 def _four_pools() -> dict[str, JudgePoolConfig]:
@@ -167,15 +171,15 @@ def _four_pools() -> dict[str, JudgePoolConfig]:
     return {name: JudgePoolConfig(engine=name) for name in names}
 
 
-def _four_engines() -> dict[str, EngineConfig]:
-    return {name: EngineConfig() for name in _four_pools()}
+def _four_engines() -> dict[str, JudgeEngineConfig]:
+    return {name: JudgeEngineConfig() for name in _four_pools()}
 
 
 @dataclass(frozen=True)
 class JudgesConfig:
     """The judge pools, the engines they ask, and how much failure a run bears."""
 
-    engines: dict[str, EngineConfig] = field(default_factory=_four_engines)
+    engines: dict[str, JudgeEngineConfig] = field(default_factory=_four_engines)
     pools: dict[str, JudgePoolConfig] = field(default_factory=_four_pools)
     max_failure_rate: float = 0.5
     failure_window: int = 4

@@ -49,9 +49,12 @@ def resolve_model(name: str) -> Path:
 
 def check_context(folder: Path, max_model_len: int, key: str) -> None:
     """Refuse a `max_model_len` that the model was not made for. Raises `ModelError` naming `key`."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config = config.get("text_config", config)
-    length = config.get("max_position_embeddings")
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        length = config.get("text_config", config).get("max_position_embeddings")
+    except (ValueError, AttributeError) as error:
+        raise ModelError(f"{file} must be a JSON object, found something else: {error}.") from error
     if length is not None and max_model_len > length:
         raise ModelError(
             f"{key} must be at most {length}, the context of {folder.name}, found {max_model_len}."
@@ -79,11 +82,11 @@ def _checked_folder(folder: Path) -> Path:
 
 def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         folder = snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt"])
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
             f"The model {name!r} is no folder here and could not be fetched from the hub "
             f"({type(error).__name__}): give a folder or {BUILTIN_MODEL!r}."
@@ -96,7 +99,14 @@ def _builtin_folder(name: str) -> Path:
         raise ModelError(f"There is no built-in model {name!r}: the one there is is {BUILTIN_MODEL!r}.")
     folder = cache_dir() / "models" / name.removeprefix("builtin:")
     if not (folder / "config.json").is_file():
-        subprocess.run([sys.executable, "-m", "perm_ray.engine.models", name], check=True)
+        _packaged_gguf()  # when it is not installed, say so here and not in the other process
+        try:
+            subprocess.run([sys.executable, "-m", "perm_ray.engine.models", name], check=True)
+        except subprocess.CalledProcessError as error:
+            raise ModelError(
+                f"{name} could not be converted to {folder} (see above): mend that, or set PERM_RAY_CACHE to "
+                "a folder that can be written."
+            ) from error
     return _checked_folder(folder)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from perm_ray.config.schema import EngineConfig, JudgePoolConfig
+from perm_ray.config.schema import JudgeEngineConfig, JudgePoolConfig
 from perm_ray.engine.vllm_engine import engine_env
 from perm_ray.judges.actor import JudgeActor, JudgeTask
 from perm_ray.judges.engine import JudgeEngine
@@ -28,7 +28,7 @@ class JudgeEnginePool:
 
     def __init__(
         self,
-        configs: Mapping[str, EngineConfig],
+        configs: Mapping[str, JudgeEngineConfig],
         model_dirs: Mapping[str, Path],
         seed: int,
         deterministic: bool,
@@ -62,7 +62,7 @@ class JudgeEnginePool:
 class JudgePool:
     """One perspective: a judge for each replica of its engine."""
 
-    def __init__(self, name: str, config: JudgePoolConfig, engine: EngineConfig, seed: int) -> None:
+    def __init__(self, name: str, config: JudgePoolConfig, engine: JudgeEngineConfig, seed: int) -> None:
         self.name = name
         self.config = config
         actor = ray.remote(JudgeActor).options(num_cpus=0, max_concurrency=1000, **_REPLACED_BY_RAY)

@@ -11,6 +11,7 @@ import ray
 
 from perm_ray.config.schema import (
     EngineConfig,
+    JudgeEngineConfig,
     JudgePoolConfig,
     RolloutConfig,
     SyncConfig,
@@ -151,7 +152,8 @@ def completion(scenario_id: str, index: int, text: str = ANSWER) -> Completion:
 @pytest.fixture(scope="module")
 def four_pools(tiny_model: Path, ray_cluster: None) -> Iterator[tuple[JudgePanel, JudgeEnginePool]]:
     """Four separate pools, each perspective with an engine of its own."""
-    engines = {name: replace(ENGINE, model=str(tiny_model), max_model_len=8192) for name in PERSPECTIVES}
+    engine = JudgeEngineConfig(model=str(tiny_model), max_model_len=8192, max_num_seqs=16, kv_cache_gb=0.1)
+    engines = dict.fromkeys(PERSPECTIVES, engine)
     configs = {name: JudgePoolConfig(engine=name, min_mass=0.0, timeout_s=60.0) for name in PERSPECTIVES}
     engine_pool = JudgeEnginePool(
         engines, dict.fromkeys(PERSPECTIVES, tiny_model), seed=1, deterministic=False
