@@ -6,6 +6,7 @@ Everything that can be wrong is checked before anything heavy is imported or sta
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -69,7 +70,8 @@ def _config(options: argparse.Namespace) -> Config:
     file = options.resume / "config.yaml"
     if not file.is_file():
         raise CheckpointError(f"--resume expects a run directory, found no {file}.")
-    place = [f"run.dir={options.resume.absolute().parent}", f"run.name={options.resume.absolute().name}"]
+    path = options.resume.absolute()  # in quotes: a name such as 1e5 is a number to YAML
+    place = [f"run.dir={json.dumps(str(path.parent))}", f"run.name={json.dumps(path.name)}"]
     return load_config(options.config or file, [*options.overrides, *place])
 
 

@@ -54,7 +54,7 @@ def check_context(folder: Path, max_model_len: int, key: str) -> None:
         config = json.loads(file.read_text(encoding="utf-8"))
         length = config.get("text_config", config).get("max_position_embeddings")
     except (ValueError, AttributeError) as error:
-        raise ModelError(f"{file} must be a JSON object, found something else: {error}.") from error
+        raise ModelError(f"{file} must be a JSON object ({error}): give a complete model folder.") from error
     if length is not None and max_model_len > length:
         raise ModelError(
             f"{key} must be at most {length}, the context of {folder.name}, found {max_model_len}."

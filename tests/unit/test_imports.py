@@ -1,0 +1,198 @@
+"""The house's one-way order of imports (DESIGN, section 3), read off the source; and what stays unloaded."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# From the bottom up. A module may import what is on a lower level, and its own room on its own level; rooms
+# of one level never import each other. An entry is a module or a folder; the longest one that fits decides.
+LEVELS: tuple[tuple[str, ...], ...] = (
+    ("types", "errors"),
+    # Helpers that belong to no room: the standard library, Ray or torch behind one function each.
+    ("signals", "remote", "rendezvous"),
+    ("config",),
+    (
+        *("data", "perspectives", "rewards"),
+        *(f"trainer.{name}" for name in ("batching", "loss", "metrics", "model")),
+    ),
+    # vLLM and DeepSpeed themselves.
+    ("engine", "trainer.engine", "trainer.weights"),
+    # An actor holds an engine, so the engines are a level of their own. `judges.engine` and
+    # `trainer.learner` are what the actors of their rooms are made of.
+    ("rollout.actor", "judges.actor", "judges.engine", "trainer.actor", "trainer.learner"),
+    ("rollout.pool", "judges.pool", "judges.panel", "judges.accounting", "trainer.group", "placement"),
+    ("weight_sync", "checkpoint", "collect", "tracking", "evaluation"),
+    ("runtime",),
+    # Above all that they imitate, and nothing below the command line can reach them.
+    ("driver", "driver_async", "testing"),
+    ("pipelines",),
+)
+
+# Importer, imported: the one place each where the order is not kept, and why.
+EXCEPTIONS = {
+    (
+        "checkpoint",
+        "tracking.files",
+    ): "atomic writes, a helper that lives in the room that needs it most",
+}
+
+HEAVY = ("torch", "vllm", "deepspeed", "transformers", "mlflow")
+
+
+# ---- reading the source ---------------------------------------------------------------------
+
+
+@cache
+def sources() -> dict[str, Path]:
+    """Every module of the two packages: its dotted name and its file."""
+    files = [*ROOT.glob("perm_ray/**/*.py"), *ROOT.glob("pipelines/**/*.py")]
+    return {dotted(path.relative_to(ROOT)): path for path in sorted(files)}
+
+
+def dotted(path: Path) -> str:
+    parts = path.with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def statements(tree: ast.AST, typing_only: bool) -> Iterator[ast.Import | ast.ImportFrom]:
+    """All imports, those inside functions too; those under TYPE_CHECKING only when asked for."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        elif isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            for branch in [*node.body, *node.orelse] if typing_only else node.orelse:
+                yield from statements(ast.Module([branch], []), typing_only)
+        else:
+            yield from statements(node, typing_only)
+
+
+@cache
+def imported(module: str, typing_only: bool = False) -> frozenset[str]:
+    """What a module imports: modules of ours by their full name, others by their first word."""
+    found: set[str] = set()
+    for node in statements(ast.parse(sources()[module].read_text(encoding="utf-8")), typing_only):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            assert node.level == 0, f"{module} line {node.lineno}: imports name the module in full"
+            whole = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name in sources() else str(node.module) for name in whole]
+        found |= {name if is_ours(name) else name.partition(".")[0] for name in names}
+    return frozenset(found)
+
+
+def is_ours(name: str) -> bool:
+    return name.partition(".")[0] in ("perm_ray", "pipelines")
+
+
+def placed(module: str) -> tuple[int, str] | None:
+    """A module's level and its room; None when the table does not know it, -1 for a package's opening."""
+    if sources()[module].name == "__init__.py" and module != "pipelines":
+        return -1, module
+    name = module.removeprefix("perm_ray.")
+    fits = [
+        (len(entry), level)
+        for level, entries in enumerate(LEVELS)
+        for entry in entries
+        if name == entry or name.startswith(f"{entry}.")
+    ]
+    return (max(fits)[1], name.partition(".")[0]) if fits else None
+
+
+# ---- the order ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", sources())
+def test_a_module_imports_only_what_is_below_it_or_in_its_own_room(module: str) -> None:
+    place = placed(module)
+    assert place is not None, f"give {module} a level in LEVELS"
+    level, room = place
+    wrong = []
+    for other in filter(is_ours, imported(module)):
+        assert other in sources(), f"{module} imports {other}, which is no module"
+        other_level, other_room = placed(other) or (len(LEVELS), other)
+        excepted = (module.removeprefix("perm_ray."), other.removeprefix("perm_ray.")) in EXCEPTIONS
+        if other_level > level or (other_level == level and other_room != room and not excepted):
+            wrong.append(f"{other} (level {other_level})")
+    assert not wrong, f"{module} (level {level}) must not import {', '.join(wrong)}"
+
+
+def test_every_exception_to_the_order_is_still_in_use() -> None:
+    unused = [pair for pair in EXCEPTIONS if f"perm_ray.{pair[1]}" not in imported(f"perm_ray.{pair[0]}")]
+    assert not unused
+
+
+def test_every_line_of_the_table_names_something() -> None:
+    names = [module.removeprefix("perm_ray.") for module in sources()]
+    planned = {"driver_async"}
+    entries = [entry for level in LEVELS for entry in level if entry not in planned]
+    assert [e for e in entries if not any(n == e or n.startswith(f"{e}.") for n in names)] == []
+
+
+def test_a_package_imports_nothing_of_ours_when_it_is_opened() -> None:
+    packages = [module for module, path in sources().items() if path.name == "__init__.py"]
+    assert [package for package in packages if any(map(is_ours, imported(package)))] == []
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    graph = {module: set(filter(is_ours, imported(module))) - {module} for module in sources()}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError with the circle
+
+
+def test_only_weight_sync_knows_both_the_trainer_and_the_rollout_engines() -> None:
+    runtime = next(i for i, level in enumerate(LEVELS) if "runtime" in level)
+    knowing = []
+    for module in sources():
+        rooms = {name.split(".")[1] for name in imported(module, typing_only=True) if name.count(".") >= 2}
+        level, _ = placed(module) or (0, "")
+        if level < runtime and {"trainer", "rollout"} <= rooms:
+            knowing.append(module)
+    assert knowing == ["perm_ray.weight_sync"]
+
+
+@pytest.mark.parametrize(
+    ("package", "users"),
+    [
+        ("omegaconf", {"config.load"}),
+        ("deepspeed", {"trainer.engine", "trainer.weights"}),
+        ("mlflow", {"tracking.mlflow_tracker"}),
+        ("rich", {"tracking", "pipelines"}),
+        ("vllm", {"engine", "weight_sync", "pipelines.benchmarks"}),
+    ],
+)
+def test_a_package_has_few_users(package: str, users: set[str]) -> None:
+    using = {m.removeprefix("perm_ray.") for m in sources() if package in imported(m, typing_only=True)}
+    assert using, f"nobody imports {package}: take it out of this table"
+    assert {m for m in using if not any(m == user or m.startswith(f"{user}.") for user in users)} == set()
+
+
+# ---- what importing loads -------------------------------------------------------------------
+
+
+def loaded(*modules: str) -> set[str]:
+    """The packages that a fresh interpreter has loaded after importing `modules`."""
+    code = f"import json, sys, {', '.join(modules)}; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60, cwd=ROOT
+    )
+    return {name.partition(".")[0] for name in json.loads(done.stdout)}
+
+
+def test_importing_the_driver_loads_nothing_heavy() -> None:
+    assert loaded("perm_ray.driver", "pipelines.train", "pipelines.cli").isdisjoint(HEAVY)
+
+
+def test_the_command_line_loads_not_even_ray_before_it_has_set_authentication() -> None:
+    modules = loaded("perm_ray.config.load", "pipelines.cli", "pipelines.train", "pipelines.benchmark")
+    assert modules.isdisjoint((*HEAVY, "ray", "rich"))
