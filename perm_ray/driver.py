@@ -111,7 +111,8 @@ class Driver:
         run = self._run
         if not run.models.heldout_prompts:
             return HeldoutResult()
-        run.progress.note(f"Evaluating {len(run.models.heldout_prompts)} held-out scenarios.")
+        when = f"after step {step}" if step else "before training"
+        run.progress.note(f"Evaluating {len(run.models.heldout_prompts)} held-out scenarios {when}.")
         collected = run.collector.collect(
             run.models.heldout_prompts,
             num_completions=run.config.evaluation.completions_per_prompt,

@@ -47,6 +47,8 @@ class WeightSync:
         self._trainer = trainer
         self._rollouts = rollouts
         self._config = config
+        self._version: int | None = None
+        rollouts.on_replaced = self._restore
 
     def connect(self) -> None:
         """Have trainer rank 0 and all engines join one transfer group."""
@@ -71,7 +73,14 @@ class WeightSync:
         stale = [f"engine {i} holds {found}" for i, found in enumerate(held) if found != version]
         if stale:
             raise RunError(f"Version {version} did not reach every rollout engine: {', '.join(stale)}.")
+        self._version = version
         return SyncStats(version, time.monotonic() - start, sizes[0])
+
+    def _restore(self) -> None:
+        """A rollout engine was replaced: it knows neither the group nor the weights."""
+        self.connect()
+        if self._version is not None:
+            self.push(self._version)
 
 
 # --- what runs in a trainer rank's process -----------------------------------------------------------

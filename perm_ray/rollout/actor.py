@@ -20,14 +20,21 @@ from perm_ray.types import Completion, Prompt
 
 @dataclass(frozen=True, slots=True)
 class SamplingPlan:
-    """How the prompts of one step are sampled. `seed_key` names run seed and step (or evaluation):
+    """How the completions of one step are sampled. `seed_key` names run seed and step (or evaluation):
     with scenario and index it fixes each completion's random numbers, wherever it is sampled."""
 
-    num_completions: int
     max_tokens: int
     temperature: float
     top_p: float
     seed_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class SampleTask:
+    """Completion `index` of a prompt."""
+
+    prompt: Prompt
+    index: int
 
 
 def completion_seed(seed_key: str, scenario_id: str, index: int) -> int:
@@ -46,27 +53,26 @@ class RolloutActor:
     async def ready(self) -> None:
         """Returns once the engine is up."""
 
-    async def sample(self, prompts: Sequence[Prompt], plan: SamplingPlan) -> AsyncIterator[Completion]:
-        """Yield `plan.num_completions` completions of each prompt, in finishing order."""
-        wanted = [(prompt, index) for prompt in prompts for index in range(plan.num_completions)]
+    async def sample(self, tasks: Sequence[SampleTask], plan: SamplingPlan) -> AsyncIterator[Completion]:
+        """Yield the completion of each task, in finishing order."""
         requests = [
             GenerationRequest(
-                prompt_ids=prompt.token_ids,
+                prompt_ids=task.prompt.token_ids,
                 max_tokens=plan.max_tokens,
                 temperature=plan.temperature,
                 top_p=plan.top_p,
-                seed=completion_seed(plan.seed_key, prompt.scenario.scenario_id, index),
+                seed=completion_seed(plan.seed_key, task.prompt.scenario.scenario_id, task.index),
             )
-            for prompt, index in wanted
+            for task in tasks
         ]
         async for position, generation in self._engine.generate(requests):
-            yield self._completion(*wanted[position], generation)
+            yield self._completion(tasks[position], generation)
 
-    def _completion(self, prompt: Prompt, index: int, generation: Generation) -> Completion:
+    def _completion(self, task: SampleTask, generation: Generation) -> Completion:
         return Completion(
-            scenario_id=prompt.scenario.scenario_id,
-            index=index,
-            text=prompt.prefix + self._renderer.decode(generation.token_ids),
+            scenario_id=task.prompt.scenario.scenario_id,
+            index=task.index,
+            text=task.prompt.prefix + self._renderer.decode(generation.token_ids),
             token_ids=generation.token_ids,
             logprobs=generation.logprobs,
             version=generation.version,

@@ -1,21 +1,38 @@
-"""The driver's handle on all rollout engines: prompts in, completions out as they finish."""
+"""The driver's handle on all rollout engines: prompts in, completions out as they finish.
+
+An engine that dies while sampling is replaced, given the current weights (`on_replaced`, which weight
+sync sets), and what it had not finished is sampled again, with the same random numbers.
+"""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 
 from perm_ray.config.schema import EngineConfig, RolloutConfig
 from perm_ray.engine.vllm_engine import engine_env
-from perm_ray.errors import ActorTimeoutError
-from perm_ray.remote import explain, fetch, wait_all
-from perm_ray.rollout.actor import RolloutActor, SamplingPlan
+from perm_ray.errors import ActorFailedError, ActorTimeoutError
+from perm_ray.remote import explain, wait_all
+from perm_ray.rollout.actor import RolloutActor, SampleTask, SamplingPlan
 from perm_ray.types import Completion, Prompt
+
+_LOG = logging.getLogger(__name__)
+_MAX_REPLACEMENTS = 2  # in one call of `sample`: engines that keep dying have a cause to be mended
+
+
+@dataclass
+class _Stream:
+    """One engine's completions on their way: what it still owes, by scenario and index."""
+
+    replica: int
+    owed: dict[tuple[str, int], SampleTask] = field(default_factory=dict)
 
 
 class RolloutPool:
@@ -23,18 +40,16 @@ class RolloutPool:
     that its prefix cache holds the prompt once."""
 
     def __init__(self, config: RolloutConfig, model_dir: Path, seed: int, deterministic: bool) -> None:
-        engine = config.engine
-        actor = ray.remote(RolloutActor).options(
-            num_cpus=engine.num_cpus,
-            num_gpus=engine.num_gpus,
-            max_concurrency=64,
-            runtime_env={"env_vars": engine_env(engine)},
-        )
         self._config = config
+        self._model_dir = model_dir
         self._seed = seed
-        self.actors: list[Any] = [
-            actor.remote(model_dir, engine, seed, deterministic) for _ in range(engine.replicas)
-        ]
+        self._deterministic = deterministic
+        self.actors: list[Any] = [self._new_actor() for _ in range(config.engine.replicas)]
+        self.on_replaced: Callable[[], None] | None = None
+
+    @property
+    def engine_config(self) -> EngineConfig:
+        return self._config.engine
 
     def starting(self) -> dict[str, ray.ObjectRef]:
         """A call for each engine that returns once it is up."""
@@ -46,51 +61,93 @@ class RolloutPool:
         """Yield `num_completions` of each prompt as they finish.
 
         The same seed, step and purpose give each completion the same random numbers, whatever the
-        number of replicas. Raises `ActorFailedError` or, after `rollout.timeout_s`, `ActorTimeoutError`.
+        number of replicas. Raises `ActorFailedError` when engines keep dying and, after
+        `rollout.timeout_s`, `ActorTimeoutError`.
         """
         plan = SamplingPlan(
-            num_completions=num_completions,
             max_tokens=self._config.max_completion_tokens,
             temperature=self._config.temperature,
             top_p=self._config.top_p,
             seed_key=f"{self._seed}/{purpose}/{step}",
         )
-        streams = {}
-        for i, actor in enumerate(self.actors):
-            share = prompts[i :: len(self.actors)]
-            if share:
-                streams[actor.sample.options(num_returns="streaming").remote(share, plan)] = _role(i)
-        yield from self._merged(streams, f"sampling step {step}")
-
-    def _merged(self, streams: dict[Any, str], doing: str) -> Iterator[Completion]:
-        deadline = time.monotonic() + self._config.timeout_s
-        while streams:
-            left = max(0.0, deadline - time.monotonic())
-            ready, _ = ray.wait(list(streams), num_returns=1, timeout=left)
-            if not ready:
-                late = ", ".join(streams.values())
-                raise ActorTimeoutError(
-                    f"{late} did not finish within {self._config.timeout_s:.0f} s while {doing}: "
-                    "raise rollout.timeout_s or sample less."
-                )
-            stream: Any = ready[0]
-            try:
-                ref = next(stream)
-            except StopIteration:
-                del streams[stream]
-            except RayError as error:
-                raise explain(error, streams[stream], doing) from error
-            else:
-                yield fetch(ref, streams[stream], doing)
-
-    @property
-    def engine_config(self) -> EngineConfig:
-        return self._config.engine
+        tasks = [SampleTask(prompt, index) for prompt in prompts for index in range(num_completions)]
+        doing = f"sampling step {step}"
+        for replacements_left in reversed(range(_MAX_REPLACEMENTS + 1)):
+            dead = yield from self._sample(tasks, plan, doing)
+            if not dead:
+                return
+            if not replacements_left:
+                raise ActorFailedError(f"{_role(dead[0].replica)} died again while {doing}: see its log.")
+            self._replace([stream.replica for stream in dead])
+            tasks = [task for stream in dead for task in stream.owed.values()]
 
     def weight_versions(self, timeout_s: float) -> list[int]:
         """The policy version that each engine holds."""
         calls = {_role(i): actor.weight_version.remote() for i, actor in enumerate(self.actors)}
         return wait_all(calls, timeout_s=timeout_s, doing="reporting its weights' version")
+
+    def _new_actor(self) -> Any:
+        engine = self._config.engine
+        actor = ray.remote(RolloutActor).options(
+            num_cpus=engine.num_cpus,
+            num_gpus=engine.num_gpus,
+            max_concurrency=64,
+            runtime_env={"env_vars": engine_env(engine)},
+        )
+        return actor.remote(self._model_dir, engine, self._seed, self._deterministic)
+
+    def _sample(
+        self, tasks: Sequence[SampleTask], plan: SamplingPlan, doing: str
+    ) -> Generator[Completion, None, list[_Stream]]:
+        """Yield what the engines finish; returns the streams of those that died with work undone."""
+        streams = self._begin(tasks, plan)
+        dead: list[_Stream] = []
+        deadline = time.monotonic() + self._config.timeout_s
+        while streams:
+            ready, _ = ray.wait(list(streams), num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
+            if not ready:
+                late = ", ".join(_role(stream.replica) for stream in streams.values())
+                raise ActorTimeoutError(
+                    f"{late} did not finish within {self._config.timeout_s:.0f} s while {doing}: "
+                    "raise rollout.timeout_s or sample less."
+                )
+            stream = streams[ready[0]]
+            try:
+                completion: Completion = ray.get(next(ready[0]))  # pyright: ignore[reportArgumentType]
+            except StopIteration:
+                del streams[ready[0]]
+            except RayActorError as error:
+                _LOG.warning("%s", explain(error, _role(stream.replica), doing))
+                dead.append(streams.pop(ready[0]))
+            except RayError as error:
+                raise explain(error, _role(stream.replica), doing) from error
+            else:
+                del stream.owed[completion.scenario_id, completion.index]
+                yield completion
+        return dead
+
+    def _begin(self, tasks: Sequence[SampleTask], plan: SamplingPlan) -> dict[Any, _Stream]:
+        """Hand each engine the tasks of its share of the prompts."""
+        shares = [_Stream(replica) for replica in range(len(self.actors))]
+        prompts = list(dict.fromkeys(task.prompt.scenario.scenario_id for task in tasks))
+        for task in tasks:
+            scenario_id = task.prompt.scenario.scenario_id
+            shares[prompts.index(scenario_id) % len(shares)].owed[scenario_id, task.index] = task
+        return {
+            self.actors[share.replica]
+            .sample.options(num_returns="streaming")
+            .remote(list(share.owed.values()), plan): share
+            for share in shares
+            if share.owed
+        }
+
+    def _replace(self, replicas: Sequence[int]) -> None:
+        for replica in replicas:
+            self.actors[replica] = self._new_actor()
+        calls = {_role(replica): self.actors[replica].ready.remote() for replica in replicas}
+        wait_all(calls, timeout_s=self._config.engine.start_timeout_s, doing="replacing one that died")
+        if self.on_replaced is not None:
+            self.on_replaced()
 
 
 def _role(index: int) -> str:

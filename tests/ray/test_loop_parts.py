@@ -110,6 +110,28 @@ def test_trained_weights_reach_every_engine(
     assert largest_difference(tiny_model, prompts, after) > 0.05  # the weights did change
 
 
+def test_a_dead_engine_is_replaced_with_the_current_weights_and_its_work_done_again(
+    rollouts: RolloutPool, prompts: tuple[Prompt, ...], tiny_model: Path
+) -> None:
+    trainer = TrainerGroup(TRAINER, tiny_model, seed=1, total_steps=4)
+    try:
+        trainer.start_async()
+        trainer.wait_ready()
+        sync = WeightSync(trainer, rollouts, SyncConfig(chunk_mb=1))
+        sync.connect()
+        sync.push(version=0)
+        trainer.train_step(1, training_data(sample(rollouts, prompts), prompts))
+        sync.push(version=1)
+        expected = sample(rollouts, prompts)
+        ray.kill(rollouts.actors[1])
+        found = sample(rollouts, prompts)
+    finally:
+        trainer.shutdown()
+    assert found.keys() == expected.keys()
+    assert {completion.version for completion in found.values()} == {1}
+    assert all(found[key].token_ids == expected[key].token_ids for key in expected)
+
+
 def training_data(
     completions: dict[tuple[str, int], Completion], prompts: tuple[Prompt, ...]
 ) -> list[TrainSequence]:
