@@ -20,7 +20,7 @@ from typing import Any
 
 from perm_ray.config.schema import Config
 from perm_ray.errors import CheckpointError
-from perm_ray.tracking.files import sync_folder, write_json_atomic, write_text_atomic
+from perm_ray.files import sync_folder, write_json_atomic, write_text_atomic
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,8 @@ class Checkpoints:
         """Write a checkpoint; `write_trainer(folder)` puts the trainer's part into `folder`."""
         name = _name(state.step)
         aside, final = self._folder / f".saving-{name}", self._folder / name
-        shutil.rmtree(aside, ignore_errors=True)
+        for left_by_a_kill in self._folder.glob(".saving-*"):
+            shutil.rmtree(left_by_a_kill)
         (aside / "trainer").mkdir(parents=True)
         write_trainer(aside / "trainer")
         write_json_atomic(aside / "state.json", asdict(state))
@@ -87,10 +88,16 @@ class Checkpoints:
                 "give the directory of a run that got as far as its first checkpoint."
             )
         folder = self._folder / pointer.read_text(encoding="utf-8").strip()
-        state_file = folder / "state.json"
-        if not state_file.is_file():
-            raise CheckpointError(f"The checkpoint {folder} named in {pointer} is incomplete: no state.json.")
-        return RunState(**json.loads(state_file.read_text(encoding="utf-8"))), folder / "trainer"
+        for part in (folder / "state.json", folder / "trainer"):
+            if not part.exists():
+                raise CheckpointError(f"The checkpoint {folder} is incomplete: it has no {part.name}.")
+        try:
+            state = RunState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(
+                f"{folder / 'state.json'} is not the state of a run as this version writes it: {error}."
+            ) from error
+        return state, folder / "trainer"
 
     def _prune(self, newest: Path) -> None:
         saved = sorted(self._folder.glob("step_*"))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from perm_ray.config.schema import RewardConfig
 from perm_ray.data.prompts import split_sections
+from perm_ray.errors import RunError
 from perm_ray.judges.panel import CompletionKey, JudgePanel
 from perm_ray.perspectives.perspective import Perspective
 from perm_ray.rewards.advantages import group_advantages
@@ -70,6 +71,8 @@ class Collector:
             answers[completion.scenario_id, completion.index] = completion, sections
             self.panel.submit(scenarios[completion.scenario_id], completion, sections)
             report("generate", len(answers), wanted)
+        if len(answers) != wanted:
+            raise RunError(f"The rollout engines gave {len(answers)} of {wanted} completions in step {step}.")
         generated = time.monotonic()
         report("judge", 0, wanted)
         judgments = self.panel.collect()

@@ -38,7 +38,7 @@ class Driver:
             self.state = replace(self.state, before=asdict(self._evaluate(step=0)))
         for step in range(self.state.step + 1, config.run.steps + 1):
             self._step(step)
-            if config.evaluation.every and step % config.evaluation.every == 0:
+            if config.evaluation.every and step % config.evaluation.every == 0 and step < config.run.steps:
                 self._evaluate(step)
             if config.checkpoint.every and step % config.checkpoint.every == 0:
                 self.save()

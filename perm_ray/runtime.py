@@ -22,6 +22,7 @@ from perm_ray.errors import ConfigError
 from perm_ray.judges.accounting import FailureLimit
 from perm_ray.judges.panel import JudgePanel
 from perm_ray.judges.pool import JudgeEnginePool, JudgePool
+from perm_ray.perspectives.guard import make_fence
 from perm_ray.perspectives.perspective import Perspective
 from perm_ray.perspectives.registry import build_perspective
 from perm_ray.placement import check_local_resources, start_ray, stop_ray
@@ -35,6 +36,8 @@ from perm_ray.tracking.tracker import Tracker
 from perm_ray.trainer.group import TrainerGroup
 from perm_ray.types import Prompt, Scenario
 from perm_ray.weight_sync import WeightSync
+
+ANSWER_TOKENS = 64  # room for a judge's answer, the bystander's five lines included
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,10 @@ def prepare_models(plan: RunPlan) -> Models:
         )
     renderer = ChatRenderer(policy)
 
+    for name in plan.perspectives:
+        engine = config.judges.pools[name].engine
+        _check_judge_prompt(plan, name, ChatRenderer(judges[engine]))
+
     def prompts(scenarios: Sequence[Scenario]) -> Sequence[Prompt]:
         return build_prompts(
             scenarios, plan.template, config.prompt.prefix, renderer, config.prompt.max_tokens
@@ -115,6 +122,22 @@ def prepare_models(plan: RunPlan) -> Models:
         train_prompts=prompts(plan.train),
         heldout_prompts=prompts(plan.heldout),
     )
+
+
+def _check_judge_prompt(plan: RunPlan, name: str, renderer: ChatRenderer) -> None:
+    """Refuse a judge engine that cannot hold rubric, scenario and a completion of full length."""
+    config = plan.config
+    scenario = max((*plan.train, *plan.heldout), key=lambda s: len(s.persona + s.situation + s.query))
+    prompt = plan.perspectives[name].ask(scenario, "", make_fence("")).prompt
+    needed = len(renderer.render(prompt.messages, prompt.answer_prefix))
+    needed += config.rollout.max_completion_tokens + ANSWER_TOKENS
+    engine = config.judges.pools[name].engine
+    found = config.judges.engines[engine].max_model_len
+    if needed > found:
+        raise ConfigError(
+            f"judges.engines.{engine}.max_model_len must be at least {needed}, for {name}'s rubric, the "
+            f"longest scenario, a completion and the answer, found {found}: raise it or shorten the rubric."
+        )
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def _report(title: str, figures: dict[str, float | list[float]], file: Path | No
     from rich.console import Console
     from rich.table import Table
 
-    from perm_ray.tracking.files import write_json_atomic
+    from perm_ray.files import write_json_atomic
 
     table = Table(title=title, title_justify="left")
     table.add_column("figure")

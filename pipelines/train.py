@@ -89,7 +89,7 @@ def train_plan(plan: RunPlan, resume: Path | None) -> int:
         fresh = state
         state, checkpoint = Checkpoints(path / "checkpoints", config.checkpoint.keep).latest()
         check_agrees(state, fresh)
-        if state.step >= config.run.steps:
+        if state.step >= config.run.steps and RunDirectory(path).finished:
             print(
                 f"{path} is finished: {state.step} of {config.run.steps} steps are done, nothing to resume."
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from perm_ray.errors import JudgeFailureRateError
 from perm_ray.types import RolloutGroup, Status
@@ -12,38 +13,55 @@ _FAILURES = (Status.FAILED, Status.UNPARSEABLE)
 
 
 class FailureLimit:
-    """Raises when more than `max_rate` of the judgments of the last `window` steps failed."""
+    """Stops a run in which one perspective's judge fails too often.
+
+    Counted per perspective: with four pools, one that always fails is only a quarter of all judgments,
+    but it masks every rollout.
+    """
 
     def __init__(self, max_rate: float, window: int) -> None:
         self._max_rate = max_rate
-        self._steps: deque[tuple[int, Counter[str]]] = deque(maxlen=window)
+        self._steps: deque[tuple[Counter[str], Counter[_Cause]]] = deque(maxlen=window)
 
     def check(self, step: int, groups: Sequence[RolloutGroup]) -> None:
         """Count a step's judgments.
 
-        Raises `JudgeFailureRateError` once the window is full and over the limit, or at once when
-        nothing of a step could be judged."""
-        asked, causes = _count(groups)
-        self._steps.append((asked, causes))
-        total = sum(asked for asked, _ in self._steps)
-        failed = sum((causes for _, causes in self._steps), Counter())
-        over = total > 0 and failed.total() > self._max_rate * total
-        nothing_left = asked > 0 and causes.total() == asked
-        if over and (len(self._steps) == self._steps.maxlen or nothing_left):
-            listed = "; ".join(f"{count} x {cause}" for cause, count in failed.most_common(8))
-            raise JudgeFailureRateError(
-                f"{failed.total()} of {total} judgments failed in the last {len(self._steps)} steps up to "
-                f"step {step}, more than judges.max_failure_rate = {self._max_rate:g} allows: {listed}."
-            )
+        Raises `JudgeFailureRateError` when more than `max_rate` of a perspective's judgments failed over
+        the last `window` steps; before the window is full only when every judgment there was failed.
+        """
+        self._steps.append(_count(groups))
+        asked = sum((asked for asked, _ in self._steps), Counter())
+        causes = sum((causes for _, causes in self._steps), Counter())
+        full = len(self._steps) == self._steps.maxlen
+        hopeless = asked.total() > 0 and causes.total() == asked.total()
+        for perspective, total in asked.items():
+            failed = sum(count for cause, count in causes.items() if cause.perspective == perspective)
+            if hopeless or (full and failed > self._max_rate * total):
+                listed = "; ".join(f"{count} x {cause}" for cause, count in causes.most_common(8))
+                raise JudgeFailureRateError(
+                    f"{failed} of {total} judgments of {perspective} failed up to step {step} (counted over "
+                    f"{len(self._steps)} steps), more than judges.max_failure_rate = {self._max_rate:g} "
+                    f"allows. All failures: {listed}."
+                )
 
 
-def _count(groups: Sequence[RolloutGroup]) -> tuple[int, Counter[str]]:
-    """How many judgments were asked for, and the failed ones by perspective and cause."""
-    asked, causes = 0, Counter[str]()
+class _Cause(NamedTuple):
+    perspective: str
+    status: Status
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.perspective} {self.status}: {self.reason}"
+
+
+def _count(groups: Sequence[RolloutGroup]) -> tuple[Counter[str], Counter[_Cause]]:
+    """How many judgments each perspective was asked for, and the failed ones by cause."""
+    asked, causes = Counter[str](), Counter[_Cause]()
     for group in groups:
         for rollout in group.rollouts:
             for judgment in rollout.judgments.values():
-                asked += judgment.status != Status.SKIPPED
+                if judgment.status != Status.SKIPPED:
+                    asked[judgment.perspective] += 1
                 if judgment.status in _FAILURES:
-                    causes[f"{judgment.perspective} {judgment.status}: {judgment.reason}"] += 1
+                    causes[_Cause(judgment.perspective, judgment.status, judgment.reason)] += 1
     return asked, causes

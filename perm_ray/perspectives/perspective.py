@@ -133,8 +133,9 @@ def load_rubric(name: str, path: str | Path | None = None) -> str:
     try:
         text = source.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ConfigError(
-            f"{key} must be a readable UTF-8 Markdown file, found {str(source)!r}: {error}"
+            f"{key} must be a UTF-8 Markdown file that can be read, found {str(source)!r} ({why})."
         ) from error
     if not text:
         raise ConfigError(f"{key} must be a file with a rubric in it, found {str(source)!r}, which is empty.")

@@ -58,7 +58,7 @@ def expected_score(logprobs: Mapping[int, float], scale: Scale, min_mass: float)
     mass = math.fsum(probabilities)
     if mass <= 0.0 or mass < min_mass:
         wanted = f"{scale.low} to {scale.high}"
-        raise ScoreError(f"only {mass:.3f} of the judge's answer is on {wanted}, less than {min_mass}", mass)
+        raise ScoreError(f"less than {min_mass} of the judge's answer is on {wanted}", mass)
     distribution = tuple(p / mass for p in probabilities)
     mean = math.fsum(value * p for value, p in zip(scale.values, distribution, strict=True))
     return Reading(
@@ -94,14 +94,14 @@ def parse_criteria(text: str, names: Sequence[str], scale: Scale) -> dict[str, f
     """
     lines = (answer_opening(names) + text).rstrip("\n").split("\n")
     if len(lines) != len(names):
-        raise ScoreError(f"expected {len(names)} lines, one for each criterion, found {len(lines)}: {text!r}")
+        raise ScoreError(f"expected {len(names)} lines, one for each criterion, found {len(lines)}")
     allowed = {str(value): float(value) for value in scale.values}
     points: dict[str, float] = {}
     for name, line in zip(names, lines, strict=True):
         label, _, number = line.partition(": ")
         if label != _label(name) or number not in allowed:
             expected = f"'{_label(name)}: <{scale.low} to {scale.high}>'"
-            raise ScoreError(f"expected the line {expected}, found {line!r}")
+            raise ScoreError(f"expected the line {expected}, found another")
         points[name] = allowed[number]
     return points
 

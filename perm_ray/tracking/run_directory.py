@@ -18,7 +18,7 @@ from pathlib import Path
 
 from perm_ray.config.schema import RunConfig
 from perm_ray.errors import CheckpointError, ConfigError, DataError
-from perm_ray.tracking.files import json_line, write_json_atomic, write_jsonl_atomic, write_text_atomic
+from perm_ray.files import json_line, write_json_atomic, write_jsonl_atomic, write_text_atomic
 from perm_ray.tracking.samples import sample_rows
 from perm_ray.types import RolloutGroup
 
@@ -64,12 +64,24 @@ class RunDirectory:
         return directory
 
     def _prepare(self, config_text: str) -> None:
-        self.samples.mkdir(parents=True, exist_ok=True)
-        write_text_atomic(self.config_file, config_text)
+        try:
+            self.samples.mkdir(parents=True, exist_ok=True)
+            write_text_atomic(self.config_file, config_text)
+        except OSError as error:
+            raise ConfigError(
+                f"The run directory {self.path} cannot be written ({error.strerror}): choose another run.dir."
+            ) from error
 
     @property
     def name(self) -> str:
         return self.path.name
+
+    @property
+    def finished(self) -> bool:
+        """Whether a run has ended here as it should, its policy exported."""
+        if not self.summary_file.is_file():
+            return False
+        return json.loads(self.summary_file.read_text(encoding="utf-8")).get("status") == "FINISHED"
 
     @property
     def config_file(self) -> Path:

@@ -91,8 +91,7 @@ def mlflow_command(uri: str) -> str:
 
 def print_summary(summary: Mapping[str, object], console: Console) -> None:
     table = summary_table(summary)
-    if table.row_count:
-        console.print(table)
+    console.print(table if table.row_count else table.title)
     for line in where_to_look(summary):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

@@ -12,7 +12,7 @@ import pytest
 
 from perm_ray.config.schema import RunConfig
 from perm_ray.errors import CheckpointError, ConfigError, DataError
-from perm_ray.tracking.files import write_json_atomic, write_text_atomic
+from perm_ray.files import write_json_atomic, write_text_atomic
 from perm_ray.tracking.run_directory import RunDirectory, run_path
 from perm_ray.types import (
     Completion,
