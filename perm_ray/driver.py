@@ -26,7 +26,8 @@ class Driver:
         self._run = run
         self._stop = stop
         self._started = time.monotonic() - state.wall_time_s
-        self._saved_step = state.step
+        self._saved_step = state.step or None  # None: there is no checkpoint yet
+        self._step_began = time.monotonic()
         self.state = state
         self.evaluation: dict[str, object] = {}
 
@@ -36,16 +37,19 @@ class Driver:
         run.weight_sync.push(self.state.step)
         if not self.state.before:
             self.state = replace(self.state, before=asdict(self._evaluate(step=0)))
+        self._step_began = time.monotonic()
         for step in range(self.state.step + 1, config.run.steps + 1):
             self._step(step)
             if config.evaluation.every and step % config.evaluation.every == 0 and step < config.run.steps:
                 self._evaluate(step)
+                self._step_began = time.monotonic()
             if config.checkpoint.every and step % config.checkpoint.every == 0:
                 self.save()
         before = HeldoutResult(**self.state.before)
         if before.rewards:
             self.evaluation = compare(before, self._evaluate(config.run.steps), config.run.seed)
         self.save()
+        self._stop.check()
         run.progress.phase("exporting the policy")
         run.trainer.export(run.directory.policy)
 
@@ -61,11 +65,13 @@ class Driver:
         run = self._run
         run.progress.phase("saving a checkpoint")
         state = replace(self.state, mlflow_run_id=run.tracker.run_id, wall_time_s=self.wall_time_s)
-        run.checkpoints.save(state, run.trainer.save)
-        self._saved_step = state.step
+        with self._stop.deferred():  # a save that is cut off would be in the way of the next one
+            run.checkpoints.save(state, run.trainer.save)
+            self._saved_step = state.step
 
     def _step(self, step: int) -> None:
-        run, start = self._run, time.monotonic()
+        run = self._run
+        self._stop.check()
         prompts = [run.models.train_prompts[index] for index in run.sampler.next_batch()]
         collected = run.collector.collect(
             prompts,
@@ -73,6 +79,7 @@ class Driver:
             step=step,
             report=run.progress.phase,
         )
+        run.directory.write_samples(step, collected.groups)  # also of a step that the next line ends
         run.failure_limit.check(step, collected.groups)
         with self._stop.deferred(hurry=run.trainer.request_stop):
             training = time.monotonic()
@@ -88,9 +95,9 @@ class Driver:
                 "time/judge_s": collected.judge_s,
                 "time/train_s": train_s,
                 "time/sync_s": synced.seconds,
-                "time/step_s": time.monotonic() - start,
+                "time/step_s": self._lap_s(),
             }
-            self._record(step, metrics, collected.groups)
+            self._record(step, metrics)
             self.state = replace(self.state, step=step, sampler=run.sampler.state())
 
     def _update(self, step: int, groups: Sequence[RolloutGroup]) -> dict[str, float]:
@@ -100,15 +107,20 @@ class Driver:
             return {}
         return self._run.trainer.train_step(step, sequences)
 
-    def _record(self, step: int, metrics: dict[str, float], groups: Sequence[RolloutGroup]) -> None:
+    def _lap_s(self) -> float:
+        """Since the last step's end: so a step's time has what was written down after the one before."""
+        began, self._step_began = self._step_began, time.monotonic()
+        return self._step_began - began
+
+    def _record(self, step: int, metrics: dict[str, float]) -> None:
         run = self._run
         run.directory.append_metrics(step, metrics)
-        run.directory.write_samples(step, groups)
         run.tracker.log_step(step, metrics)
         run.progress.step_done(step, metrics)
 
     def _evaluate(self, step: int) -> HeldoutResult:
         run = self._run
+        self._stop.check()
         if not run.models.heldout_prompts:
             return HeldoutResult()
         when = f"after step {step}" if step else "before training"

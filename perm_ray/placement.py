@@ -68,13 +68,13 @@ def authenticate(address: str | None) -> None:
             raise RunError(
                 "Ray was imported before its token authentication was set: call authenticate() first."
             )
-        os.environ.update(wanted)
+        os.environ.update(wanted, GLOO_SOCKET_IFNAME="lo")
     else:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def start_ray(config: Config) -> None:
-    """Start a private cluster (`ray.address: null`) or join one, and wait until it can hold the run.
+    """Start a private cluster (`ray.address: null`) or join one.
 
     A private cluster listens on loopback only. Phases of the loop take turns, so it offers as many CPU
     *slots* as the run's actors ask for, whatever the machine has.
@@ -82,9 +82,10 @@ def start_ray(config: Config) -> None:
     authenticate(config.ray.address)
     import ray
 
-    cpus, gpus = total(demands(config))
     if config.ray.address is None:
+        cpus, gpus = total(demands(config))
         ray.init(
+            address="local",  # whatever RAY_ADDRESS says
             num_cpus=config.ray.num_cpus or max(1, math.ceil(cpus)),
             num_gpus=None if gpus else 0,
             object_store_memory=int(config.ray.object_store_gb * 2**30),
@@ -96,7 +97,6 @@ def start_ray(config: Config) -> None:
         )
     else:
         ray.init(address=config.ray.address, log_to_driver=False, logging_level=logging.WARNING)
-    _await_resources(cpus, gpus, config.ray.startup_timeout_s)
 
 
 def stop_ray() -> None:
@@ -106,10 +106,15 @@ def stop_ray() -> None:
     ray.shutdown()
 
 
-def _await_resources(cpus: float, gpus: float, timeout_s: float) -> None:
-    """Wait until the cluster has as much as the run takes; say what is missing when it never does."""
+def await_resources(config: Config) -> None:
+    """Wait until the cluster has as much as the run takes; say what is missing when it never does.
+
+    A private cluster has what it has: there the answer comes at once.
+    """
     import ray
 
+    cpus, gpus = total(demands(config))
+    timeout_s = config.ray.startup_timeout_s if config.ray.address else 0.0
     deadline = time.monotonic() + timeout_s
     while True:
         found = ray.cluster_resources()

@@ -20,12 +20,13 @@ from perm_ray.data.scenarios import load_scenarios, scenario_digest
 from perm_ray.engine.models import check_context, resolve_model
 from perm_ray.errors import ConfigError
 from perm_ray.judges.accounting import FailureLimit
+from perm_ray.judges.engine import value_tokens
 from perm_ray.judges.panel import JudgePanel
 from perm_ray.judges.pool import JudgeEnginePool, JudgePool
 from perm_ray.perspectives.guard import make_fence
-from perm_ray.perspectives.perspective import Perspective
+from perm_ray.perspectives.perspective import ExpectedDigit, Perspective
 from perm_ray.perspectives.registry import build_perspective
-from perm_ray.placement import check_local_resources, start_ray, stop_ray
+from perm_ray.placement import await_resources, check_local_resources, start_ray, stop_ray
 from perm_ray.remote import wait_all
 from perm_ray.rewards.combine import check_perspectives
 from perm_ray.rollout.pool import RolloutPool
@@ -128,8 +129,10 @@ def _check_judge_prompt(plan: RunPlan, name: str, renderer: ChatRenderer) -> Non
     """Refuse a judge engine that cannot hold rubric, scenario and a completion of full length."""
     config = plan.config
     scenario = max((*plan.train, *plan.heldout), key=lambda s: len(s.persona + s.situation + s.query))
-    prompt = plan.perspectives[name].ask(scenario, "", make_fence("")).prompt
-    needed = len(renderer.render(prompt.messages, prompt.answer_prefix))
+    ask = plan.perspectives[name].ask(scenario, "", make_fence(""))
+    if isinstance(ask, ExpectedDigit):
+        value_tokens(renderer, ask)  # refuses a tokeniser that cannot write the digits
+    needed = len(renderer.render(ask.prompt.messages, ask.prompt.answer_prefix))
     needed += config.rollout.max_completion_tokens + ANSWER_TOKENS
     engine = config.judges.pools[name].engine
     found = config.judges.engines[engine].max_model_len
@@ -181,6 +184,7 @@ def running(
     try:
         start_ray(plan.config)
         stop.take_back()
+        await_resources(plan.config)
         yield _start(plan, models, directory, tracker, progress)
     finally:
         stop_ray()
@@ -194,7 +198,7 @@ def _start(
     rollouts = RolloutPool(config.rollout, models.policy, seed, deterministic)
     engines = JudgeEnginePool(config.judges.engines, models.judges, seed, deterministic)
     pools = {
-        name: JudgePool(name, pool, config.judges.engines[pool.engine], seed)
+        name: JudgePool(plan.perspectives[name], pool, config.judges.engines[pool.engine], seed)
         for name, pool in config.judges.pools.items()
     }
     trainer = TrainerGroup(config.trainer, models.policy, seed, config.run.steps)

@@ -40,13 +40,22 @@ class StopSignals:
             signal.signal(number, handler)
 
     @contextmanager
-    def deferred(self, hurry: Callable[[], None]) -> Iterator[None]:
-        """Let the block finish first: a signal in it calls `hurry` (in a thread) and raises at the end."""
-        self._when_deferred = hurry
+    def deferred(self, hurry: Callable[[], None] | None = None) -> Iterator[None]:
+        """Let the block finish first: a signal in it calls `hurry` (in a thread) and raises at the end.
+
+        A signal from before the block, whose exception was caught by the caller, is not raised again.
+        """
+        already = self.received is not None
+        self._when_deferred = hurry or _nothing
         try:
             yield
         finally:
             self._when_deferred = None
+        if not already:
+            self.check()
+
+    def check(self) -> None:
+        """Raise `Interrupted` if there was a signal: between phases, should a library have swallowed it."""
         if self.received is not None:
             raise self._interrupted()
 
@@ -62,3 +71,7 @@ class StopSignals:
     def _interrupted(self) -> Interrupted:
         assert self.received is not None
         return Interrupted(f"Stopped by {signal.Signals(self.received).name}.")
+
+
+def _nothing() -> None:
+    """There is nothing to hurry."""

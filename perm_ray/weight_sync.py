@@ -60,21 +60,26 @@ class WeightSync:
             chunk_bytes=self._config.chunk_mb << 20,
             timeout_s=self._config.timeout_s,
         )
-        self._trainer.apply(
-            _connect, link, timeout_s=self._config.timeout_s, doing="connecting to the engines"
-        )
+        self._trainer.apply(_connect, link, timeout_s=self._patience_s, doing="connecting to the engines")
 
     def push(self, version: int) -> SyncStats:
         """Send the trainer's weights to every engine as `version`."""
         start = time.monotonic()
+        if self._rollouts.replace_dead(self._config.timeout_s):
+            self.connect()
         doing = f"sending weights, version {version}"
-        sizes = self._trainer.apply(_send, version, timeout_s=self._config.timeout_s, doing=doing)
+        sizes = self._trainer.apply(_send, version, timeout_s=self._patience_s, doing=doing)
         held = self._rollouts.weight_versions(self._config.timeout_s)
         stale = [f"engine {i} holds {found}" for i, found in enumerate(held) if found != version]
         if stale:
             raise RunError(f"Version {version} did not reach every rollout engine: {', '.join(stale)}.")
         self._version = version
         return SyncStats(version, time.monotonic() - start, sizes[0])
+
+    @property
+    def _patience_s(self) -> float:
+        """Longer than all the waits inside together, so that the one that ran out tells its own story."""
+        return 5 * self._config.timeout_s
 
     def _restore(self) -> None:
         """A rollout engine was replaced: it knows neither the group nor the weights."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from perm_ray.config.load import dump_config, load_config
 from perm_ray.config.schema import Config
-from perm_ray.errors import CheckpointError, Interrupted
+from perm_ray.errors import CheckpointError, Interrupted, JudgeFailureRateError
 from perm_ray.placement import authenticate
 from pipelines import CONFIGS
 
@@ -139,7 +139,7 @@ def _drive(
                     runtime.restore(state, checkpoint)
                 try:
                     driver.train()
-                except Interrupted:
+                except (Interrupted, JudgeFailureRateError):
                     driver.save()
                     progress.note(f"Resume with: perm-ray train --resume {directory.path}")
                     raise

@@ -117,6 +117,12 @@ class EngineConfig:
         _positive("engine", self, "max_num_seqs", "gpu_memory_utilization", "start_timeout_s")
         _at_least_zero("engine", self, "num_cpus", "num_gpus")
         _one_of("engine", self, "dtype", "bfloat16", "float16", "float32")
+        _require(
+            self.num_gpus > 0 or self.tensor_parallel_size == 1,
+            "engine.tensor_parallel_size",
+            "1 for an engine without GPUs",
+            self.tensor_parallel_size,
+        )
 
 
 @dataclass(frozen=True)
@@ -327,6 +333,13 @@ class Config:
             "rollout.engine.max_model_len",
             f"at least prompt.max_tokens + rollout.max_completion_tokens = {needed}",
             length,
+        )
+
+        _require(
+            (self.rollout.engine.num_gpus > 0) == (self.trainer.num_gpus > 0),
+            "trainer.num_gpus",
+            "0 or more than 0 together with rollout.engine.num_gpus (weights go from one to the other)",
+            self.trainer.num_gpus,
         )
 
     def as_dict(self) -> dict[str, object]:

@@ -180,6 +180,9 @@ class ChatRenderer:
         config = _read_config(model_dir)
         self._tokenizer = _read_tokenizer(model_dir)
         self._special_tokens = _special_tokens(config)
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        special = sorted((token.content for token in added if token.special), key=len, reverse=True)
+        self._special_pattern = re.compile("|".join(map(re.escape, special))) if special else None
         try:
             self._template = _environment().from_string(_chat_template(model_dir, config))
         except jinja2.TemplateError as error:
@@ -196,6 +199,11 @@ class ChatRenderer:
                 f"use a model whose template takes both."
             ) from error
         return self.encode(text + prefix)
+
+    def without_special_tokens(self, text: str) -> str:
+        """`text` with a space for each token that the tokeniser treats as special, wherever it is written."""
+        cleaned = self._special_pattern.sub(" ", text) if self._special_pattern else text
+        return cleaned if cleaned == text else self.without_special_tokens(cleaned)
 
     def encode(self, text: str) -> tuple[int, ...]:
         """The ids of `text` as it stands; a chat template has written every special token itself."""

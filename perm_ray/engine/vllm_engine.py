@@ -14,8 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import queue
+import sys
 import threading
+import traceback
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -138,9 +141,8 @@ class VLLMEngine:
         self._engine.set_weight_version("0")
         self._turn = asyncio.Lock() if exclusive else None
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._listeners: dict[str, Callable[[RequestOutput | BaseException], None]] = {}
+        self._listeners: dict[str, Callable[[RequestOutput], None]] = {}
         self._ids = itertools.count()
-        self._death: BaseException | None = None
         threading.Thread(target=self._serve, name="vllm-engine", daemon=True).start()
 
     async def generate(self, requests: Sequence[GenerationRequest]) -> AsyncIterator[tuple[int, Generation]]:
@@ -150,7 +152,8 @@ class VLLMEngine:
                 yield item
             return
         async with self._turn:
-            await self.control(lambda engine: engine.reset_prefix_cache())
+            if not await self.control(lambda engine: engine.reset_prefix_cache()):
+                raise RunError("An exclusive engine still had requests of an earlier call.")
             async for item in self._generate(requests):
                 yield item
 
@@ -168,15 +171,15 @@ class VLLMEngine:
             else:
                 loop.call_soon_threadsafe(_settle, future, result, None)
 
-        self._send(run)
+        self._inbox.put(run)
         return await future
 
     async def _generate(self, requests: Sequence[GenerationRequest]) -> AsyncIterator[tuple[int, Generation]]:
         loop = asyncio.get_running_loop()
-        finished: asyncio.Queue[tuple[int, RequestOutput | BaseException]] = asyncio.Queue()
+        finished: asyncio.Queue[tuple[int, RequestOutput]] = asyncio.Queue()
         names = [str(next(self._ids)) for _ in requests]
 
-        def tell(index: int, output: RequestOutput | BaseException) -> None:
+        def tell(index: int, output: RequestOutput) -> None:
             loop.call_soon_threadsafe(finished.put_nowait, (index, output))
 
         def add(engine: Any) -> None:
@@ -190,17 +193,10 @@ class VLLMEngine:
             await self.control(add)
             for _ in requests:
                 index, output = await finished.get()
-                if isinstance(output, BaseException):
-                    raise RunError(f"The vLLM engine died: {type(output).__name__}: {output}") from output
                 yield index, _generation(output, requests[index])
         finally:
             if any(name in self._listeners for name in names):  # the caller went away, or one failed
-                self._send(lambda: self._drop(names))
-
-    def _send(self, function: Callable[[], None]) -> None:
-        if self._death is not None:
-            raise RunError(f"The vLLM engine died earlier: {self._death!r}")
-        self._inbox.put(function)
+                self._inbox.put(lambda: self._drop(names))
 
     def _drop(self, names: Sequence[str]) -> None:
         waiting = [name for name in names if self._listeners.pop(name, None) is not None]
@@ -217,11 +213,12 @@ class VLLMEngine:
                 for output in self._engine.step() if self._engine.has_unfinished_requests() else ():
                     if output.finished:
                         self._listeners.pop(_external(output.request_id), lambda _: None)(output)
-        except BaseException as error:  # fault boundary: everyone who waits must learn of it
-            self._death = error
-            for listener in self._listeners.values():
-                listener(error)
-            raise
+        except BaseException:
+            # Fault boundary: an engine that broke is of no use, and an actor around it would only hang
+            # its callers. With the process gone they learn of it at once, and it can be replaced.
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
 
 
 def _settle(future: asyncio.Future, result: Any, error: Exception | None) -> None:

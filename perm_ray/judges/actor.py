@@ -16,10 +16,9 @@ import ray
 from ray.exceptions import RayError
 
 from perm_ray.config.schema import JudgePoolConfig
-from perm_ray.judges.engine import Answer, DigitAnswer, TextAnswer
+from perm_ray.judges.engine import Answer, DigitAnswer, Refused, TextAnswer
 from perm_ray.perspectives.guard import make_fence
 from perm_ray.perspectives.perspective import Ask, ConstrainedText, ExpectedDigit, Perspective
-from perm_ray.perspectives.registry import build_perspective
 from perm_ray.perspectives.scoring import Reading, ScoreError, criteria_score, expected_score
 from perm_ray.types import Judgment, Scenario, Status
 
@@ -36,15 +35,17 @@ class JudgeTask:
 class JudgeActor:
     """Made an actor by `pool.py`; light, since the model is in the engine it asks."""
 
-    def __init__(self, name: str, config: JudgePoolConfig, engine_name: str, model: str, seed: int) -> None:
-        self._perspective = build_perspective(name, config.rubric, config.max_chars)
+    def __init__(
+        self, perspective: Perspective, config: JudgePoolConfig, engine_name: str, model: str, seed: int
+    ) -> None:
+        self._perspective = perspective
         self._config = config
         self._engine: Any = ray.get_actor(engine_name)
         self._model = model
         self._seed = seed
 
     async def ready(self) -> None:
-        """Returns once the rubric is read."""
+        """Returns once the judge has found its engine."""
 
     async def judge(self, tasks: Sequence[JudgeTask]) -> list[Judgment]:
         """One judgment for each task, in order."""
@@ -77,14 +78,16 @@ class JudgeActor:
         failure = ""
         for attempt in range(1, self._config.retries + 2):
             # Fault boundary: an engine that dies, hangs or refuses is a failed judgment, and counted.
+            call = self._engine.answer.remote(asks)
             try:
-                call = self._engine.answer.remote(asks)
                 return await asyncio.wait_for(call, self._config.timeout_s), attempt, ""
             except TimeoutError:
+                ray.cancel(call)  # an engine that is slow must not also work for nobody
                 failure = f"timeout: no answer within {self._config.timeout_s:.0f} s"
             except RayError as error:
                 cause = getattr(error, "cause", None) or error
-                failure = f"{type(cause).__name__}: {str(cause).strip().splitlines()[-1]}"
+                lines = str(cause).strip().splitlines() or ["no reason given"]
+                failure = f"{type(cause).__name__}: {lines[-1]}"
         return None, self._config.retries + 1, failure
 
 
@@ -92,6 +95,8 @@ def judgment_of(
     perspective: Perspective, ask: Ask, answer: Answer, min_mass: float, common: dict[str, Any]
 ) -> Judgment:
     """Read one answer; one that holds no score is `unparseable`."""
+    if isinstance(answer, Refused):
+        return Judgment(status=Status.FAILED, reason=answer.reason, **common)
     try:
         reading = _read(perspective, ask, answer, min_mass)
     except ScoreError as error:

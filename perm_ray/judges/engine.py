@@ -7,7 +7,7 @@ the answers mean is the judge's business.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from perm_ray.config.schema import EngineConfig
@@ -31,7 +31,14 @@ class TextAnswer:
     text: str
 
 
-Answer = DigitAnswer | TextAnswer
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """This ask could not be put to the engine; its siblings could."""
+
+    reason: str
+
+
+Answer = DigitAnswer | TextAnswer | Refused
 
 
 class JudgeEngine:
@@ -41,26 +48,37 @@ class JudgeEngine:
         self._config = config
         self._renderer = ChatRenderer(model_dir)
         self._engine = VLLMEngine(model_dir, config, seed=seed, exclusive=exclusive)
-        self._value_ids_of: dict[tuple[str, tuple[int, ...]], tuple[int, ...]] = {}
 
     async def ready(self) -> None:
         """Returns once the engine is up."""
 
     async def answer(self, asks: Sequence[Ask]) -> list[Answer]:
         """Answer `asks`, in order; they are decoded greedily and together."""
-        requests = [self._request(ask) for ask in asks]
         answers: dict[int, Answer] = {}
-        async for index, generation in self._engine.generate(requests):
+        requests: dict[int, GenerationRequest] = {}
+        for index, ask in enumerate(asks):
+            try:
+                requests[index] = self._request(ask)
+            except ModelError as error:  # fault boundary: one text that is too long fails alone
+                answers[index] = Refused(str(error))
+        sent = list(requests)
+        async for position, generation in self._engine.generate(list(requests.values())):
+            index = sent[position]
             answers[index] = self._answer(asks[index], requests[index], generation)
         return [answers[index] for index in range(len(asks))]
 
     def _request(self, ask: Ask) -> GenerationRequest:
-        prompt_ids = self._renderer.render(ask.prompt.messages, ask.prompt.answer_prefix)
+        # No text between the tags of the chat template may write such a tag itself.
+        messages = [
+            replace(message, content=self._renderer.without_special_tokens(message.content))
+            for message in ask.prompt.messages
+        ]
+        prompt_ids = self._renderer.render(messages, ask.prompt.answer_prefix)
         max_tokens = 1 if isinstance(ask, ExpectedDigit) else ask.max_tokens
         check_prompt_fits(self._config, len(prompt_ids), max_tokens, "judge engine")
         match ask:
-            case ExpectedDigit(prompt, values):
-                ids = self._value_ids(prompt.answer_prefix, values)
+            case ExpectedDigit():
+                ids = value_tokens(self._renderer, ask)
                 return GenerationRequest(prompt_ids, 1, temperature=0.0, candidate_ids=ids)
             case ConstrainedText(regex=regex):
                 return GenerationRequest(prompt_ids, max_tokens, temperature=0.0, regex=regex)
@@ -74,17 +92,19 @@ class JudgeEngine:
             case ConstrainedText():
                 return TextAnswer(self._renderer.decode(generation.token_ids))
 
-    def _value_ids(self, prefix: str, values: tuple[int, ...]) -> tuple[int, ...]:
-        """The token that writes each value right after `prefix`, in the prefix's context."""
-        key = (prefix, values)
-        if key not in self._value_ids_of:
-            head = self._renderer.encode(prefix)
-            whole = [self._renderer.encode(f"{prefix}{value}") for value in values]
-            for value, ids in zip(values, whole, strict=True):
-                if ids[:-1] != head:
-                    raise ModelError(
-                        f"Expected scores need a judge model that writes {value} after {prefix!r} as one "
-                        f"token of its own, found {ids} after {head}: choose another judge model."
-                    )
-            self._value_ids_of[key] = tuple(ids[-1] for ids in whole)
-        return self._value_ids_of[key]
+
+def value_tokens(renderer: ChatRenderer, ask: ExpectedDigit) -> tuple[int, ...]:
+    """The token that writes each value right after the answer prefix, in the prefix's context.
+
+    Raises `ModelError` when the model's tokeniser needs another number of tokens for one.
+    """
+    prefix = ask.prompt.answer_prefix
+    head = renderer.encode(prefix)
+    whole = [renderer.encode(f"{prefix}{value}") for value in ask.values]
+    for value, ids in zip(ask.values, whole, strict=True):
+        if ids[:-1] != head:
+            raise ModelError(
+                f"Expected scores need a judge model that writes {value} after {prefix!r} as one token of "
+                f"its own, found {ids} after {head}: choose another judge model."
+            )
+    return tuple(ids[-1] for ids in whole)

@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from perm_ray.judges.actor import JudgeTask
 from perm_ray.judges.pool import JudgePool
 from perm_ray.perspectives.perspective import Perspective
+from perm_ray.remote import explain
 from perm_ray.types import Completion, Judgment, Scenario, Sections, Status
 
 CompletionKey = tuple[str, int]
@@ -88,6 +89,8 @@ class JudgePanel:
         # Fault boundary: a judge that is gone for good is a failed judgment, and counted.
         try:
             judgments = ray.get(ref)
+        except RayTaskError as error:  # the judge itself is broken, which no count may hide
+            raise explain(error, f"judge {call.pool.name}", "judging") from error
         except RayError as error:
             self._fail(call, f"judge lost: {type(error).__name__}")
             return

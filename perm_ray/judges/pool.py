@@ -13,6 +13,7 @@ from perm_ray.config.schema import JudgeEngineConfig, JudgePoolConfig
 from perm_ray.engine.vllm_engine import engine_env
 from perm_ray.judges.actor import JudgeActor, JudgeTask
 from perm_ray.judges.engine import JudgeEngine
+from perm_ray.perspectives.perspective import Perspective
 
 # A judge and its engine hold nothing that a restart loses: Ray replaces a dead one and re-issues its calls.
 _REPLACED_BY_RAY: dict[str, Any] = {"max_restarts": 2, "max_task_retries": 1}
@@ -62,12 +63,14 @@ class JudgeEnginePool:
 class JudgePool:
     """One perspective: a judge for each replica of its engine."""
 
-    def __init__(self, name: str, config: JudgePoolConfig, engine: JudgeEngineConfig, seed: int) -> None:
-        self.name = name
+    def __init__(
+        self, perspective: Perspective, config: JudgePoolConfig, engine: JudgeEngineConfig, seed: int
+    ) -> None:
+        self.name = perspective.name
         self.config = config
         actor = ray.remote(JudgeActor).options(num_cpus=0, max_concurrency=1000, **_REPLACED_BY_RAY)
         self._actors: list[Any] = [
-            actor.remote(name, config, engine_actor_name(config.engine, i), engine.model, seed)
+            actor.remote(perspective, config, engine_actor_name(config.engine, i), engine.model, seed)
             for i in range(engine.replicas)
         ]
 

@@ -79,6 +79,8 @@ class RolloutPool:
             if not replacements_left:
                 raise ActorFailedError(f"{_role(dead[0].replica)} died again while {doing}: see its log.")
             self._replace([stream.replica for stream in dead])
+            if self.on_replaced is not None:
+                self.on_replaced()
             tasks = [task for stream in dead for task in stream.owed.values()]
 
     def weight_versions(self, timeout_s: float) -> list[int]:
@@ -141,13 +143,27 @@ class RolloutPool:
             if share.owed
         }
 
+    def replace_dead(self, timeout_s: float) -> bool:
+        """Replace engines that died while nothing was sampled; True if there were any. The new ones
+        have the policy's first weights."""
+        dead = []
+        calls = [actor.weight_version.remote() for actor in self.actors]
+        answered, _ = ray.wait(calls, num_returns=len(calls), timeout=timeout_s)
+        for call in answered:
+            try:
+                ray.get(call)
+            except RayActorError as error:
+                dead.append(calls.index(call))
+                _LOG.warning("%s", explain(error, _role(dead[-1]), "nothing was sampled"))
+        self._replace(dead)
+        return bool(dead)
+
     def _replace(self, replicas: Sequence[int]) -> None:
         for replica in replicas:
+            ray.kill(self.actors[replica])  # it may only be out of reach, and would keep its resources
             self.actors[replica] = self._new_actor()
         calls = {_role(replica): self.actors[replica].ready.remote() for replica in replicas}
         wait_all(calls, timeout_s=self._config.engine.start_timeout_s, doing="replacing one that died")
-        if self.on_replaced is not None:
-            self.on_replaced()
 
 
 def _role(index: int) -> str:

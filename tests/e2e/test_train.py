@@ -168,7 +168,7 @@ def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     model = write_tiny_model(folder / "model")
     config = folder / "tiny.yaml"
-    config.write_text(TINY.format(model=model, runs=folder / "runs", mlflow="false"))
+    config.write_text(TINY.format(model=model, runs=folder / "runs", mlflow="true"))
     return config
 
 

@@ -87,7 +87,7 @@ def test_trained_weights_reach_every_engine(
 ) -> None:
     """After a training step and a push, the engines sample from exactly the policy that was exported."""
     before = sample(rollouts, prompts)
-    trainer = TrainerGroup(TRAINER, tiny_model, seed=1, total_steps=4)
+    trainer = TrainerGroup(replace(TRAINER, num_ranks=2), tiny_model, seed=1, total_steps=4)
     try:
         trainer.start_async()
         trainer.wait_ready()
@@ -107,6 +107,9 @@ def test_trained_weights_reach_every_engine(
     assert {completion.version for completion in after.values()} == {1}
     assert rollouts.weight_versions(30) == [1, 1]
     assert largest_difference(tmp_path / "policy", prompts, after) < 1e-3
+    exported = RolloutPool(replace(ROLLOUT, engine=ENGINE), tmp_path / "policy", seed=1, deterministic=True)
+    wait_all(exported.starting(), timeout_s=200, doing="starting")  # vLLM loads the export, too
+    ray.kill(exported.actors[0])
     assert largest_difference(tiny_model, prompts, after) > 0.05  # the weights did change
 
 
@@ -121,9 +124,10 @@ def test_a_dead_engine_is_replaced_with_the_current_weights_and_its_work_done_ag
         sync.connect()
         sync.push(version=0)
         trainer.train_step(1, training_data(sample(rollouts, prompts), prompts))
+        ray.kill(rollouts.actors[0])  # idle: the push finds out
         sync.push(version=1)
         expected = sample(rollouts, prompts)
-        ray.kill(rollouts.actors[1])
+        ray.kill(rollouts.actors[1])  # sampling finds out
         found = sample(rollouts, prompts)
     finally:
         trainer.shutdown()
@@ -180,12 +184,15 @@ def four_pools(tiny_model: Path, ray_cluster: None) -> Iterator[tuple[JudgePanel
     engine_pool = JudgeEnginePool(
         engines, dict.fromkeys(PERSPECTIVES, tiny_model), seed=1, deterministic=False
     )
-    pools = {name: JudgePool(name, configs[name], engines[name], seed=1) for name in PERSPECTIVES}
+    perspectives = {name: build_perspective(name) for name in PERSPECTIVES}
+    pools = {
+        name: JudgePool(perspectives[name], configs[name], engines[name], seed=1) for name in PERSPECTIVES
+    }
     calls = engine_pool.starting()
     for pool in pools.values():
         calls |= pool.starting()
     wait_all(calls, timeout_s=300, doing="starting")
-    panel = JudgePanel(pools, {name: build_perspective(name) for name in PERSPECTIVES}, deterministic=False)
+    panel = JudgePanel(pools, perspectives, deterministic=False)
     yield panel, engine_pool
     for name in PERSPECTIVES:
         ray.kill(ray.get_actor(engine_actor_name(name, 0)))
