@@ -39,13 +39,11 @@ class JudgePrompt:
     """A chat for a judge, and the opening of the judge's own turn.
 
     `answer_prefix` ends exactly where the first digit of the answer comes (its trailing space
-    included: the common tokenisers then write the digit as a token of its own). `criterion` names
-    the part of the scale a prompt asks about, when it does not ask about the whole.
+    included: the common tokenisers then write the digit as a token of its own).
     """
 
     messages: tuple[Message, ...]
     answer_prefix: str
-    criterion: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ def measure(config: Config) -> dict[str, float | list[float]]:
         "minutes": summary["wall_time_s"] / 60,
         "reward_difference": difference["mean"],
         "reward_difference_95": [difference["low"], difference["high"]],
+        "rises_beyond_noise": float(difference["low"] > 0),
         "pairs": float(difference["pairs"]),
     }
     for name, before in evaluation["before"].items():

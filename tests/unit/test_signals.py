@@ -145,3 +145,28 @@ def test_after_a_signal_nothing_is_taken_back_so_that_a_second_one_still_ends_it
             send(signal.SIGTERM)
         stop.take_back()
         assert handlers() == [signal.default_int_handler, signal.SIG_DFL]
+
+
+def test_what_is_saved_after_an_interruption_is_saved_whole_and_does_not_raise_again() -> None:
+    with StopSignals() as stop:
+        with pytest.raises(Interrupted):
+            send(signal.SIGTERM)
+        saved = False
+        with stop.deferred():
+            saved = True
+        assert saved
+        with pytest.raises(Interrupted):
+            stop.check()
+
+
+def test_without_a_signal_a_check_passes() -> None:
+    with StopSignals() as stop:
+        stop.check()
+
+
+def test_a_handler_that_a_library_replaced_is_taken_back() -> None:
+    with StopSignals() as stop:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        stop.take_back()
+        with pytest.raises(Interrupted):
+            send(signal.SIGTERM)
