@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -80,6 +81,19 @@ def test_the_same_step_samples_the_same_and_another_step_does_not(
     assert sample(rollouts, prompts, step=1) == sample(rollouts, prompts, step=1)
     first, second = sample(rollouts, prompts, step=1), sample(rollouts, prompts, step=2)
     assert all(first[key].token_ids != second[key].token_ids for key in first)
+
+
+def test_an_engine_whose_thread_breaks_is_gone_and_replaced(
+    rollouts: RolloutPool, prompts: tuple[Prompt, ...]
+) -> None:
+    expected = sample(rollouts, prompts)
+
+    def break_engine(actor: Any) -> None:
+        actor._engine._engine.step = None  # the next step raises in the engine's thread
+
+    ray.get(rollouts.actors[0].__ray_call__.remote(break_engine))
+    found = sample(rollouts, prompts)
+    assert {key: c.token_ids for key, c in found.items()} == {key: c.token_ids for key, c in expected.items()}
 
 
 def test_trained_weights_reach_every_engine(
