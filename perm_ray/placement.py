@@ -56,21 +56,17 @@ def authenticate(address: str | None) -> None:
     """Turn Ray's token authentication on; call it before anything imports Ray, which reads it then.
 
     A private cluster (`address` None) gets a token of its own that nobody else knows, and its processes
-    listen on loopback only: Ray takes the machine's outward address, even when it is told otherwise,
-    unless this variable says that there can be no other nodes. For an existing
-    one the user's token applies, and `RAY_AUTH_MODE` when it is set.
+    listen on loopback only. For an existing one the user's token applies, and `RAY_AUTH_MODE` when set.
     """
-    if address is None:
-        wanted = {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # loopback only
-        if "ray" not in sys.modules:
-            wanted["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        elif os.environ.get("RAY_AUTH_MODE") != "token" or "RAY_AUTH_TOKEN" not in os.environ:
-            raise RunError(
-                "Ray was imported before its token authentication was set: call authenticate() first."
-            )
-        os.environ.update(wanted, GLOO_SOCKET_IFNAME="lo")
-    else:
+    if address is not None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+        return
+    if "ray" not in sys.modules:
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    elif os.environ.get("RAY_AUTH_MODE") != "token" or "RAY_AUTH_TOKEN" not in os.environ:
+        raise RunError("Ray was imported before its token authentication was set: call authenticate() first.")
+    # Ray takes the machine's outward address, even when told otherwise, unless there can be no other node.
+    os.environ.update(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", GLOO_SOCKET_IFNAME="lo")
 
 
 def start_ray(config: Config) -> None:

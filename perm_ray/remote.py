@@ -1,13 +1,13 @@
 """Waiting for remote calls: always with a bound, and the first failure ends the wait.
 
-Every wait of the driver goes through here, so that every error names who failed, where and while
-doing what.
+`wait_all` is for a set of calls; rollout streams and judgments have loops of their own, with bounds of
+their own, and tell their failures through `explain` as well: who failed, doing what, and why.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -57,9 +57,3 @@ def _last_words(report: str) -> str:
     """What an actor's end is put down to: the last line of Ray's report, which may hold a traceback."""
     lines = [line.strip() for line in report.splitlines() if line.strip()]
     return lines[-1].removeprefix("perm_ray.errors.") if lines else "no reason given"
-
-
-def kill_all(handles: Sequence[Any]) -> None:
-    """End actors now; one that is dead already is no error."""
-    for handle in handles:
-        ray.kill(handle, no_restart=True)
