@@ -24,17 +24,18 @@ def wait_all(calls: Mapping[str, ray.ObjectRef], *, timeout_s: float, doing: str
     """
     role_of = {ref: role for role, ref in calls.items()}
     waiting, deadline = list(role_of), time.monotonic() + timeout_s
+    results: dict[ray.ObjectRef, Any] = {}
     while waiting:
         left = max(0.0, deadline - time.monotonic())
         done, waiting = ray.wait(waiting, num_returns=1, timeout=left)
         if not done:
             late = ", ".join(role_of[ref] for ref in waiting)
             raise ActorTimeoutError(f"{late} did not answer within {timeout_s:.0f} s while {doing}.")
-        fetch(done[0], role_of[done[0]], doing)
-    return [fetch(ref, role, doing) for role, ref in calls.items()]
+        results[done[0]] = _fetch(done[0], role_of[done[0]], doing)
+    return [results[ref] for ref in calls.values()]
 
 
-def fetch(ref: ray.ObjectRef, role: str, doing: str) -> Any:
+def _fetch(ref: ray.ObjectRef, role: str, doing: str) -> Any:
     """The value of a reference that is ready; a failure is told with role, node and cause."""
     try:
         return ray.get(ref, timeout=60)

@@ -106,15 +106,13 @@ def prepare_models(plan: RunPlan) -> Models:
         check_context(
             folder, config.judges.engines[name].max_model_len, f"judges.engines.{name}.max_model_len"
         )
-    renderer = ChatRenderer(policy)
-
-    for name in plan.perspectives:
-        engine = config.judges.pools[name].engine
-        _check_judge_prompt(plan, name, ChatRenderer(judges[engine]))
+    renderers = {folder: ChatRenderer(folder) for folder in {policy, *judges.values()}}
+    for name, pool in config.judges.pools.items():
+        _check_judge_prompt(plan, name, renderers[judges[pool.engine]])
 
     def prompts(scenarios: Sequence[Scenario]) -> Sequence[Prompt]:
         return build_prompts(
-            scenarios, plan.template, config.prompt.prefix, renderer, config.prompt.max_tokens
+            scenarios, plan.template, config.prompt.prefix, renderers[policy], config.prompt.max_tokens
         )
 
     return Models(

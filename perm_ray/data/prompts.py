@@ -202,8 +202,9 @@ class ChatRenderer:
 
     def without_special_tokens(self, text: str) -> str:
         """`text` with a space for each token that the tokeniser treats as special, wherever it is written."""
-        cleaned = self._special_pattern.sub(" ", text) if self._special_pattern else text
-        return cleaned if cleaned == text else self.without_special_tokens(cleaned)
+        while self._special_pattern and self._special_pattern.search(text):
+            text = self._special_pattern.sub(" ", text)  # again: what was taken out may have split another
+        return text
 
     def encode(self, text: str) -> tuple[int, ...]:
         """The ids of `text` as it stands; a chat template has written every special token itself."""

@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from perm_ray.perspectives.perspective import ConstrainedText, Kind, Reads, Scale, WithRubric
+from perm_ray.perspectives.perspective import (
+    ConstrainedText,
+    Kind,
+    Reads,
+    Scale,
+    WithRubric,
+    seen_from_outside,
+)
 from perm_ray.perspectives.scoring import answer_opening, criteria_regex
 from perm_ray.types import Scenario
 
@@ -25,12 +32,7 @@ class Bystander(WithRubric):
     scale: Scale = field(default=Scale(0, 100), init=False)
 
     def ask(self, scenario: Scenario, text: str, fence: str) -> ConstrainedText:
-        setting = (
-            f"The seeker: {scenario.persona}\n"
-            f"The situation: {scenario.situation}\n"
-            f"The seeker said: {scenario.query}\n\n"
-            "The reply:"
-        )
+        setting = seen_from_outside(scenario, "The reply:")
         names = ", ".join(CRITERIA)
         task = f"Read the reply again and give its points for {names}, each from 0 (no) to 20 (yes)."
         opening = f"My points for this reply:\n{answer_opening(CRITERIA)}"

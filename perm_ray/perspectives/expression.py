@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from perm_ray.perspectives.perspective import ExpectedDigit, Kind, Reads, Scale, WithRubric
+from perm_ray.perspectives.perspective import ExpectedDigit, Kind, Reads, Scale, WithRubric, seen_from_outside
 from perm_ray.types import Scenario
 
 
@@ -19,12 +19,7 @@ class Expression(WithRubric):
     scale: Scale = field(default=Scale(1, 5), init=False)
 
     def ask(self, scenario: Scenario, text: str, fence: str) -> ExpectedDigit:
-        setting = (
-            f"The seeker: {scenario.persona}\n"
-            f"The situation: {scenario.situation}\n"
-            f"The seeker said: {scenario.query}\n\n"
-            "The supporter's reply:"
-        )
+        setting = seen_from_outside(scenario, "The supporter's reply:")
         task = (
             "Read the reply again. Does it show, in warm and human words, that the supporter understood "
             "this seeker? 1 = no, 5 = yes."

@@ -122,6 +122,16 @@ class WithRubric:
         return JudgePrompt((Message("system", self.rubric), Message("user", user)), answer_prefix)
 
 
+def seen_from_outside(scenario: Scenario, what_follows: str) -> str:
+    """The scenario for a judge who is not the seeker; the text to judge comes next."""
+    return (
+        f"The seeker: {scenario.persona}\n"
+        f"The situation: {scenario.situation}\n"
+        f"The seeker said: {scenario.query}\n\n"
+        f"{what_follows}"
+    )
+
+
 def load_rubric(name: str, path: str | Path | None = None) -> str:
     """The rubric at `path`, or the built-in one of the perspective `name`."""
     key = f"judges.pools.{name}.rubric"
