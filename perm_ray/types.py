@@ -113,26 +113,59 @@ class Status(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class TokenUsage:
+    """Tokens that an answer cost: read, of those found in a prefix cache, and written."""
+
+    prompt: int = 0
+    cached: int = 0
+    completion: int = 0
+
+    def __add__(self, other: TokenUsage) -> TokenUsage:
+        return TokenUsage(
+            self.prompt + other.prompt, self.cached + other.cached, self.completion + other.completion
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Judgment:
     """What one perspective says of one completion.
 
-    `score` is on the perspective's own scale and None unless status is ok; `mass` is the
-    probability the judge gave to valid answers (in [0, 1]); `distribution` its renormalised
-    probabilities over the scale, lowest value first; `criteria` the parts of a score that is a sum;
-    `reason` the judge's words, or why there is no score.
+    `score` is on the perspective's own scale and None unless status is ok. It is an expectation where
+    the judge's probabilities are known, and then `sampled` is the whole number the judge wrote.
+    `distribution` has the probabilities over the scale given a valid answer, lowest value first,
+    `entropy` theirs in nats, and `mass` the probability of a valid answer (in [0, 1]); `spread` is the
+    standard deviation over several samples. `criteria` are the parts of a score that is a sum. `reason`
+    is the judge's words, or why there is no score.
     """
 
     perspective: str
     status: Status
     score: float | None = None
+    sampled: float | None = None
     mass: float | None = None
     distribution: tuple[float, ...] = ()
+    entropy: float | None = None
+    spread: float | None = None
     criteria: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
     tries: int = 1
     latency_s: float = 0.0
+    tokens: TokenUsage = TokenUsage()
     judge: str = ""
     rubric_digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeItem:
+    """A text to be judged that no policy of ours sampled: a probe, a labelled reply, a line of a file.
+
+    `sections.analysis` or `sections.response` is None where there is none; the perspectives that read
+    it are then skipped.
+    """
+
+    item_id: str
+    scenario: Scenario
+    sections: Sections
 
 
 @dataclass(frozen=True, slots=True)

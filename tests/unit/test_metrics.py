@@ -48,7 +48,7 @@ def rollout(
 
 
 def ok(perspective: str, score: float, mass: float) -> Judgment:
-    return Judgment(perspective, Status.OK, score, mass, (0.1, 0.9), reason="warm")
+    return Judgment(perspective, Status.OK, score, mass=mass, distribution=(0.1, 0.9), reason="warm")
 
 
 def example() -> list[RolloutGroup]:
