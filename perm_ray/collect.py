@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from perm_ray.config.schema import RewardConfig
 from perm_ray.data.prompts import split_sections
 from perm_ray.errors import RunError
-from perm_ray.judges.panel import CompletionKey, JudgePanel
+from perm_ray.judges.judge import ItemKey
+from perm_ray.judges.load import load_metrics
+from perm_ray.judges.panel import JudgePanel
 from perm_ray.perspectives.perspective import Perspective
 from perm_ray.rewards.advantages import group_advantages
 from perm_ray.rewards.combine import reward_of
@@ -33,12 +35,14 @@ def silent(phase: str, done: int, total: int) -> None:
 class Collected:
     """The groups of one collection, in the order of their prompts, and what it cost.
 
-    `generate_s` is until the last completion arrived, `judge_s` what judging took beyond that.
+    `generate_s` is until the last completion arrived, `judge_s` what judging took beyond that;
+    `load_metrics` say how busy the judge pools were (see `judges/load.py`).
     """
 
     groups: tuple[RolloutGroup, ...]
     generate_s: float
     judge_s: float
+    load_metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,30 +67,32 @@ class Collector:
         start = time.monotonic()
         scenarios = {prompt.scenario.scenario_id: prompt.scenario for prompt in prompts}
         wanted = len(prompts) * num_completions
-        answers: dict[CompletionKey, tuple[Completion, Sections]] = {}
+        answers: dict[ItemKey, tuple[Completion, Sections]] = {}
         stream = self.rollouts.sample(prompts, num_completions=num_completions, step=step, purpose=purpose)
         report("generate", 0, wanted)
         for completion in stream:
             sections = split_sections(completion.text)
             answers[completion.scenario_id, completion.index] = completion, sections
-            self.panel.submit(scenarios[completion.scenario_id], completion, sections)
+            key = completion.scenario_id, completion.index
+            self.panel.submit(key, scenarios[completion.scenario_id], sections)
             report("generate", len(answers), wanted)
         if len(answers) != wanted:
             raise RunError(f"The rollout engines gave {len(answers)} of {wanted} completions in step {step}.")
-        generated = time.monotonic()
+        generated, sampled_at = time.monotonic(), time.time()
         report("judge", 0, wanted)
-        judgments = self.panel.collect()
+        judged = self.panel.collect()
         groups = tuple(
-            self._group(prompt, [answers[_key(prompt, i)] for i in range(num_completions)], judgments)
+            self._group(prompt, [answers[_key(prompt, i)] for i in range(num_completions)], judged.judgments)
             for prompt in prompts
         )
-        return Collected(groups, generated - start, time.monotonic() - generated)
+        judge_s = time.monotonic() - generated
+        return Collected(groups, generated - start, judge_s, load_metrics(judged.loads, sampled_at))
 
     def _group(
         self,
         prompt: Prompt,
         answers: Sequence[tuple[Completion, Sections]],
-        judgments: Mapping[CompletionKey, Mapping[str, Judgment]],
+        judgments: Mapping[ItemKey, Mapping[str, Judgment]],
     ) -> RolloutGroup:
         rollouts = tuple(
             self._rollout(completion, sections, judgments[_key(prompt, completion.index)])
@@ -104,5 +110,5 @@ class Collector:
         return Rollout(completion, sections, judgments, reward, masked_because)
 
 
-def _key(prompt: Prompt, index: int) -> CompletionKey:
+def _key(prompt: Prompt, index: int) -> ItemKey:
     return prompt.scenario.scenario_id, index

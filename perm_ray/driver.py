@@ -15,6 +15,7 @@ from perm_ray.evaluation.heldout import HeldoutResult, compare, heldout_result
 from perm_ray.runtime import Runtime
 from perm_ray.signals import StopSignals
 from perm_ray.tracking.metrics import rollout_metrics
+from perm_ray.tracking.slices import slice_metrics
 from perm_ray.trainer.batching import TrainSequence
 from perm_ray.types import RolloutGroup
 
@@ -79,7 +80,8 @@ class Driver:
             step=step,
             report=run.progress.phase,
         )
-        run.directory.write_samples(step, collected.groups)  # also of a step that the next line ends
+        # Also of a step that the next line ends.
+        run.directory.write_samples(step, collected.groups, run.ambiguity)
         run.failure_limit.check(step, collected.groups)
         with self._stop.deferred(hurry=run.trainer.request_stop):
             training = time.monotonic()
@@ -88,7 +90,8 @@ class Driver:
             train_s = time.monotonic() - training
             run.progress.phase("sync")
             synced = run.weight_sync.push(version=step)
-            metrics = rollout_metrics(collected.groups) | trained | synced.metrics()
+            metrics = rollout_metrics(collected.groups) | slice_metrics(collected.groups)
+            metrics |= dict(collected.load_metrics) | trained | synced.metrics()
             metrics["rollout/tokens_per_s"] = metrics["rollout/tokens"] / collected.generate_s
             metrics |= {
                 "time/generate_s": collected.generate_s,
@@ -132,8 +135,9 @@ class Driver:
             purpose="heldout",
             report=run.progress.phase,
         )
-        run.directory.write_heldout(step, collected.groups)
-        result = heldout_result(collected.groups, rollout_metrics(collected.groups))
+        run.directory.write_heldout(step, collected.groups, run.ambiguity)
+        metrics = rollout_metrics(collected.groups) | slice_metrics(collected.groups)
+        result = heldout_result(collected.groups, metrics)
         run.tracker.log_step(step, {f"heldout/{name}": value for name, value in result.metrics.items()})
         return result
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from perm_ray.config.schema import Config
+from perm_ray.config.schema import Config, JudgesConfig, RayConfig
 from perm_ray.errors import ConfigError, RunError
 
 
@@ -33,18 +33,24 @@ class Demand:
 def demands(config: Config) -> tuple[Demand, ...]:
     """What each pool of the run takes."""
     engine, trainer = config.rollout.engine, config.trainer
-    rows = [Demand("rollout engine", engine.replicas, engine.num_cpus, engine.num_gpus, config.policy.model)]
-    for name, judge in config.judges.engines.items():
-        rows.append(
-            Demand(f"judge engine {name}", judge.replicas, judge.num_cpus, judge.num_gpus, judge.model)
-        )
-    for name, pool in config.judges.pools.items():
-        replicas = config.judges.engines[pool.engine].replicas
-        rows.append(Demand(f"judge {name}", replicas, 0.0, 0.0, f"asks {pool.engine}"))
-    rows.append(
-        Demand("trainer rank", trainer.num_ranks, trainer.num_cpus, trainer.num_gpus, config.policy.model)
+    return (
+        Demand("rollout engine", engine.replicas, engine.num_cpus, engine.num_gpus, config.policy.model),
+        *judge_demands(config.judges),
+        Demand("trainer rank", trainer.num_ranks, trainer.num_cpus, trainer.num_gpus, config.policy.model),
     )
-    return tuple(rows)
+
+
+def judge_demands(judges: JudgesConfig) -> tuple[Demand, ...]:
+    """What the judges take."""
+    engines = [
+        Demand(f"judge engine {name}", engine.replicas, engine.num_cpus, engine.num_gpus, engine.model)
+        for name, engine in judges.engines.items()
+    ]
+    pools = [
+        Demand(f"judge {name}", judges.replicas(pool), 0.0, 0.0, f"asks {pool.engine}")
+        for name, pool in judges.pools.items()
+    ]
+    return (*engines, *pools)
 
 
 def total(rows: Sequence[Demand]) -> tuple[float, float]:
@@ -69,22 +75,22 @@ def authenticate(address: str | None) -> None:
     os.environ.update(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", GLOO_SOCKET_IFNAME="lo")
 
 
-def start_ray(config: Config) -> None:
-    """Start a private cluster (`ray.address: null`) or join one.
+def start_ray(config: RayConfig, rows: Sequence[Demand]) -> None:
+    """Start a private cluster (`ray.address: null`) for what `rows` ask, or join one.
 
     A private cluster listens on loopback only. Phases of the loop take turns, so it offers as many CPU
     *slots* as the run's actors ask for, whatever the machine has.
     """
-    authenticate(config.ray.address)
+    authenticate(config.address)
     import ray
 
-    if config.ray.address is None:
-        cpus, gpus = total(demands(config))
+    if config.address is None:
+        cpus, gpus = total(rows)
         ray.init(
             address="local",  # whatever RAY_ADDRESS says
-            num_cpus=config.ray.num_cpus or max(1, math.ceil(cpus)),
+            num_cpus=config.num_cpus or max(1, math.ceil(cpus)),
             num_gpus=None if gpus else 0,
-            object_store_memory=int(config.ray.object_store_gb * 2**30),
+            object_store_memory=int(config.object_store_gb * 2**30),
             include_dashboard=False,
             dashboard_host="127.0.0.1",
             _node_ip_address="127.0.0.1",
@@ -92,7 +98,7 @@ def start_ray(config: Config) -> None:
             logging_level=logging.WARNING,
         )
     else:
-        ray.init(address=config.ray.address, log_to_driver=False, logging_level=logging.WARNING)
+        ray.init(address=config.address, log_to_driver=False, logging_level=logging.WARNING)
 
 
 def stop_ray() -> None:
@@ -102,15 +108,15 @@ def stop_ray() -> None:
     ray.shutdown()
 
 
-def await_resources(config: Config) -> None:
-    """Wait until the cluster has as much as the run takes; say what is missing when it never does.
+def await_resources(config: RayConfig, rows: Sequence[Demand]) -> None:
+    """Wait until the cluster has as much as `rows` take; say what is missing when it never does.
 
     A private cluster has what it has: there the answer comes at once.
     """
     import ray
 
-    cpus, gpus = total(demands(config))
-    timeout_s = config.ray.startup_timeout_s if config.ray.address else 0.0
+    cpus, gpus = total(rows)
+    timeout_s = config.startup_timeout_s if config.address else 0.0
     deadline = time.monotonic() + timeout_s
     while True:
         found = ray.cluster_resources()
@@ -129,11 +135,11 @@ def await_resources(config: Config) -> None:
         time.sleep(1.0)
 
 
-def check_local_resources(config: Config) -> None:
+def check_local_resources(config: RayConfig, rows: Sequence[Demand]) -> None:
     """Refuse at once what a private cluster can never hold. Raises `ConfigError`."""
-    cpus, _ = total(demands(config))
-    offered = config.ray.num_cpus
-    if config.ray.address is None and offered is not None and offered < cpus:
+    cpus, _ = total(rows)
+    offered = config.num_cpus
+    if config.address is None and offered is not None and offered < cpus:
         raise ConfigError(
             f"ray.num_cpus must be at least {math.ceil(cpus)}, what the run's actors take together, "
             f"found {offered}: raise it or leave it null."

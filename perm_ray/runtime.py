@@ -20,25 +20,20 @@ from perm_ray.data.scenarios import load_scenarios, scenario_digest
 from perm_ray.engine.models import check_context, resolve_model
 from perm_ray.errors import ConfigError
 from perm_ray.judges.accounting import FailureLimit
-from perm_ray.judges.engine import value_tokens
-from perm_ray.judges.panel import JudgePanel
-from perm_ray.judges.pool import JudgeEnginePool, JudgePool
-from perm_ray.perspectives.guard import make_fence
-from perm_ray.perspectives.perspective import ExpectedDigit, Perspective
-from perm_ray.perspectives.registry import build_perspective
-from perm_ray.placement import await_resources, check_local_resources, start_ray, stop_ray
+from perm_ray.judging import Judges, build_perspectives, check_judge_prompts, resolve_judges, start_judges
+from perm_ray.perspectives.perspective import Perspective
+from perm_ray.placement import await_resources, check_local_resources, demands, start_ray, stop_ray
 from perm_ray.remote import wait_all
 from perm_ray.rewards.combine import check_perspectives
 from perm_ray.rollout.pool import RolloutPool
 from perm_ray.signals import StopSignals
+from perm_ray.tracking.ambiguous import AmbiguityRule
 from perm_ray.tracking.progress import RunProgress
 from perm_ray.tracking.run_directory import RunDirectory
 from perm_ray.tracking.tracker import Tracker
 from perm_ray.trainer.group import TrainerGroup
 from perm_ray.types import Prompt, Scenario
 from perm_ray.weight_sync import WeightSync
-
-ANSWER_TOKENS = 64  # room for a judge's answer, the bystander's five lines included
 
 
 @dataclass(frozen=True)
@@ -63,12 +58,9 @@ class RunPlan:
 
 def plan_run(config: Config) -> RunPlan:
     """Read and check the data, the rubrics and the arithmetic. Raises `UserError`s."""
-    perspectives = {
-        name: build_perspective(name, pool.rubric, pool.max_chars)
-        for name, pool in config.judges.pools.items()
-    }
+    perspectives = build_perspectives(config.judges)
     check_perspectives(perspectives, config.rewards)
-    check_local_resources(config)
+    check_local_resources(config.ray, demands(config))
     heldout = load_scenarios(config.data.heldout) if config.evaluation.num_scenarios else ()
     plan = RunPlan(
         config=config,
@@ -100,19 +92,17 @@ def prepare_models(plan: RunPlan) -> Models:
     """Find (or fetch, or convert) every model and render every prompt. Raises `UserError`s."""
     config = plan.config
     policy = resolve_model(config.policy.model)
-    judges = {name: resolve_model(engine.model) for name, engine in config.judges.engines.items()}
     check_context(policy, config.rollout.engine.max_model_len, "rollout.engine.max_model_len")
-    for name, folder in judges.items():
-        check_context(
-            folder, config.judges.engines[name].max_model_len, f"judges.engines.{name}.max_model_len"
-        )
-    renderers = {folder: ChatRenderer(folder) for folder in {policy, *judges.values()}}
-    for name, pool in config.judges.pools.items():
-        _check_judge_prompt(plan, name, renderers[judges[pool.engine]])
+    judges = resolve_judges(config.judges)
+    scenarios = (*plan.train, *plan.heldout)
+    check_judge_prompts(
+        config.judges, plan.perspectives, judges, scenarios, config.rollout.max_completion_tokens
+    )
+    renderer = ChatRenderer(policy)
 
     def prompts(scenarios: Sequence[Scenario]) -> Sequence[Prompt]:
         return build_prompts(
-            scenarios, plan.template, config.prompt.prefix, renderers[policy], config.prompt.max_tokens
+            scenarios, plan.template, config.prompt.prefix, renderer, config.prompt.max_tokens
         )
 
     return Models(
@@ -121,24 +111,6 @@ def prepare_models(plan: RunPlan) -> Models:
         train_prompts=prompts(plan.train),
         heldout_prompts=prompts(plan.heldout),
     )
-
-
-def _check_judge_prompt(plan: RunPlan, name: str, renderer: ChatRenderer) -> None:
-    """Refuse a judge engine that cannot hold rubric, scenario and a completion of full length."""
-    config = plan.config
-    scenario = max((*plan.train, *plan.heldout), key=lambda s: len(s.persona + s.situation + s.query))
-    ask = plan.perspectives[name].ask(scenario, "", make_fence(""))
-    if isinstance(ask, ExpectedDigit):
-        value_tokens(renderer, ask)  # refuses a tokeniser that cannot write the digits
-    needed = len(renderer.render(ask.prompt.messages, ask.prompt.answer_prefix))
-    needed += config.rollout.max_completion_tokens + ANSWER_TOKENS
-    engine = config.judges.pools[name].engine
-    found = config.judges.engines[engine].max_model_len
-    if needed > found:
-        raise ConfigError(
-            f"judges.engines.{engine}.max_model_len must be at least {needed}, for {name}'s rubric, the "
-            f"longest scenario, a completion and the answer, found {found}: raise it or shorten the rubric."
-        )
 
 
 @dataclass(frozen=True)
@@ -152,7 +124,7 @@ class Runtime:
     progress: RunProgress
     sampler: ScenarioSampler
     collector: Collector
-    judge_engines: JudgeEnginePool
+    judges: Judges
     trainer: TrainerGroup
     weight_sync: WeightSync
     checkpoints: Checkpoints
@@ -161,6 +133,10 @@ class Runtime:
     @property
     def config(self) -> Config:
         return self.plan.config
+
+    @property
+    def ambiguity(self) -> AmbiguityRule:
+        return AmbiguityRule(self.config.judges.ambiguity, self.plan.perspectives)
 
     def restore(self, state: RunState, trainer_folder: Path) -> None:
         """Put a checkpoint's state into the trainer and the sampler."""
@@ -180,9 +156,10 @@ def running(
     """Start Ray, then everything at once, and wait once; end it all on the way out, however that is."""
     progress.phase("starting Ray")
     try:
-        start_ray(plan.config)
+        rows = demands(plan.config)
+        start_ray(plan.config.ray, rows)
         stop.take_back()
-        await_resources(plan.config)
+        await_resources(plan.config.ray, rows)
         yield _start(plan, models, directory, tracker, progress)
     finally:
         stop_ray()
@@ -194,19 +171,15 @@ def _start(
     config = plan.config
     seed, deterministic = config.run.seed, config.run.deterministic
     rollouts = RolloutPool(config.rollout, models.policy, seed, deterministic)
-    engines = JudgeEnginePool(config.judges.engines, models.judges, seed, deterministic)
-    pools = {
-        name: JudgePool(plan.perspectives[name], pool, config.judges.engines[pool.engine], seed)
-        for name, pool in config.judges.pools.items()
-    }
+    judges = start_judges(config.judges, plan.perspectives, models.judges, seed, deterministic)
     trainer = TrainerGroup(config.trainer, models.policy, seed, config.run.steps)
     trainer.start_async()
     progress.phase("starting engines and trainer")
-    _wait_ready(config, rollouts, engines, pools)
+    bound = max(judges.start_timeout_s, config.rollout.engine.start_timeout_s)
+    wait_all(rollouts.starting() | judges.starting(), timeout_s=bound, doing="starting")
     trainer.wait_ready()
     weight_sync = WeightSync(trainer, rollouts, config.sync)
     weight_sync.connect()
-    panel = JudgePanel(pools, plan.perspectives, deterministic)
     return Runtime(
         plan=plan,
         models=models,
@@ -214,20 +187,10 @@ def _start(
         tracker=tracker,
         progress=progress,
         sampler=plan.new_sampler(),
-        collector=Collector(rollouts, panel, plan.perspectives, config.rewards),
-        judge_engines=engines,
+        collector=Collector(rollouts, judges.panel, plan.perspectives, config.rewards),
+        judges=judges,
         trainer=trainer,
         weight_sync=weight_sync,
         checkpoints=Checkpoints(directory.checkpoints, config.checkpoint.keep),
         failure_limit=FailureLimit(config.judges.max_failure_rate, config.judges.failure_window),
     )
-
-
-def _wait_ready(
-    config: Config, rollouts: RolloutPool, engines: JudgeEnginePool, pools: Mapping[str, JudgePool]
-) -> None:
-    calls = rollouts.starting() | engines.starting()
-    for pool in pools.values():
-        calls |= pool.starting()
-    bounds = [engine.start_timeout_s for engine in config.judges.engines.values()]
-    wait_all(calls, timeout_s=max(*bounds, config.rollout.engine.start_timeout_s), doing="starting")

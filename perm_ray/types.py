@@ -126,6 +126,9 @@ class TokenUsage:
         )
 
 
+NO_TOKENS = TokenUsage()
+
+
 @dataclass(frozen=True, slots=True)
 class Judgment:
     """What one perspective says of one completion.
@@ -150,7 +153,7 @@ class Judgment:
     reason: str = ""
     tries: int = 1
     latency_s: float = 0.0
-    tokens: TokenUsage = TokenUsage()
+    tokens: TokenUsage = NO_TOKENS
     judge: str = ""
     rubric_digest: str = ""
 

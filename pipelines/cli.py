@@ -13,7 +13,8 @@ from perm_ray.errors import PermRayError, UserError
 
 VERBS = {
     "train": "train a policy with PERM's reward",
-    "benchmark": "measure on this machine: loop, rollout, learning",
+    "judge": "judge texts without a policy: score, probe, calibrate, compare",
+    "benchmark": "measure on this machine: loop, rollout, judging, learning",
 }
 
 

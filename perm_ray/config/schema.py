@@ -108,6 +108,7 @@ class EngineConfig:
     max_model_len: int = 2048
     max_num_seqs: int = 64
     kv_cache_gb: Optional[float] = None
+    prefix_caching: bool = True
     gpu_memory_utilization: float = 0.85
     enforce_eager: bool = False
     start_timeout_s: float = 300.0
@@ -157,19 +158,40 @@ class RolloutConfig:
 
 
 @dataclass(frozen=True)
+class ScoringConfig:
+    """How a judge's answer becomes a score: see `perspectives/modes.py`."""
+
+    mode: str = "reasoned"
+    max_reason_tokens: int = 96
+    num_samples: int = 4
+    temperature: float = 1.0
+    min_mass: float = 0.2
+
+    def __post_init__(self) -> None:
+        section = "judges.pools.<perspective>.scoring"
+        _one_of(section, self, "mode", "expected", "reasoned", "sampled")
+        _positive(section, self, "max_reason_tokens", "num_samples", "temperature")
+        _require(0 <= self.min_mass <= 1, f"{section}.min_mass", "in [0, 1]", self.min_mass)
+
+
+@dataclass(frozen=True)
 class JudgePoolConfig:
     """One perspective's pool. `engine` names an entry of `judges.engines`; pools may share one."""
 
     engine: str = "judge"
     rubric: Optional[str] = None
-    min_mass: float = 0.2
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    fence: str = "call"
     max_chars: int = 6000
+    max_queue: int = 64
     retries: int = 1
     timeout_s: float = 300.0
 
     def __post_init__(self) -> None:
-        _positive("judges.pools.<perspective>", self, "max_chars", "timeout_s")
-        _at_least_zero("judges.pools.<perspective>", self, "min_mass", "retries")
+        section = "judges.pools.<perspective>"
+        _positive(section, self, "max_chars", "max_queue", "timeout_s")
+        _at_least_zero(section, self, "retries")
+        _one_of(section, self, "fence", "call", "group")
 
 
 def _four_pools() -> dict[str, JudgePoolConfig]:
@@ -182,6 +204,18 @@ def _four_engines() -> dict[str, JudgeEngineConfig]:
 
 
 @dataclass(frozen=True)
+class AmbiguityConfig:
+    """When a rollout is listed for people to read; `list_size` is how many a step at most."""
+
+    entropy: float = 0.9
+    disagreement: float = 0.5
+    list_size: int = 16
+
+    def __post_init__(self) -> None:
+        _at_least_zero("judges.ambiguity", self, "entropy", "disagreement", "list_size")
+
+
+@dataclass(frozen=True)
 class JudgesConfig:
     """The judge pools, the engines they ask, and how much failure a run bears."""
 
@@ -189,6 +223,7 @@ class JudgesConfig:
     pools: dict[str, JudgePoolConfig] = field(default_factory=_four_pools)
     max_failure_rate: float = 0.5
     failure_window: int = 4
+    ambiguity: AmbiguityConfig = field(default_factory=AmbiguityConfig)
 
     def __post_init__(self) -> None:
         for name, pool in self.pools.items():
@@ -199,6 +234,11 @@ class JudgesConfig:
         _require(
             0 < self.max_failure_rate <= 1, "judges.max_failure_rate", "in (0, 1]", self.max_failure_rate
         )
+
+    def replicas(self, pool: JudgePoolConfig) -> int:
+        """How many judges a pool has: one for each replica of its engine."""
+        engine = self.engines.get(pool.engine)
+        return engine.replicas if engine else 1
 
 
 @dataclass(frozen=True)

@@ -55,13 +55,16 @@ class GenerationRequest:
 @dataclass(frozen=True, slots=True)
 class Generation:
     """One finished answer. `logprobs` has one natural-log probability per token; `candidate_logprobs`
-    those of the requested candidates at the first position; `version` the weights' version."""
+    those of the requested candidates at the first position; `version` the weights' version;
+    `cached_tokens` how many of the prompt's tokens were in the prefix cache."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
     version: int
     candidate_logprobs: Mapping[int, float] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
 
 
 def engine_env(config: EngineConfig) -> dict[str, str]:
@@ -88,7 +91,7 @@ def engine_kwargs(model_dir: Path, config: EngineConfig, seed: int, receives_wei
         # A per-request seed and a prefill cut in two kill vLLM 0.32's CPU sampler.
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(config.max_model_len, 2048),
-        "enable_prefix_caching": True,
+        "enable_prefix_caching": config.prefix_caching,
         "disable_log_stats": True,
         "trust_remote_code": False,
     }
@@ -145,13 +148,20 @@ class VLLMEngine:
         self._ids = itertools.count()
         threading.Thread(target=self._serve, name="vllm-engine", daemon=True).start()
 
-    async def generate(self, requests: Sequence[GenerationRequest]) -> AsyncIterator[tuple[int, Generation]]:
-        """Yield `(index of the request, its answer)` in the order in which they finish."""
+    async def generate(
+        self, requests: Sequence[GenerationRequest], started: Callable[[], None] = lambda: None
+    ) -> AsyncIterator[tuple[int, Generation]]:
+        """Yield `(index of the request, its answer)` in the order in which they finish.
+
+        `started` is called when the engine begins with them: an exclusive engine may have been busy.
+        """
         if self._turn is None:
+            started()
             async for item in self._generate(requests):
                 yield item
             return
         async with self._turn:
+            started()
             if not await self.control(lambda engine: engine.reset_prefix_cache()):
                 raise RunError("An exclusive engine still had requests of an earlier call.")
             async for item in self._generate(requests):
@@ -267,6 +277,8 @@ def _generation(output: RequestOutput, request: GenerationRequest) -> Generation
         finish_reason=FinishReason(answer.finish_reason or "abort"),
         version=int(versions.pop()) if versions else 0,
         candidate_logprobs={token: first[token].logprob for token in request.candidate_ids if token in first},
+        prompt_tokens=len(request.prompt_ids),
+        cached_tokens=output.num_cached_tokens or 0,
     )
 
 

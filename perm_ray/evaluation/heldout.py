@@ -29,7 +29,7 @@ _REPORTED = ("reward/mean", "reward/empathy", "reward/bystander", "format/valid"
 
 def heldout_result(groups: Sequence[RolloutGroup], metrics: Mapping[str, float]) -> HeldoutResult:
     """Reduce the groups of an evaluation; `metrics` are their `rollout_metrics`."""
-    scores = {name: value for name, value in metrics.items() if name in _REPORTED or _is_judge_mean(name)}
+    scores = {name: value for name, value in metrics.items() if _is_reported(name)}
     rewards = {}
     for group in groups:
         values = [rollout.reward.value for rollout in group.rollouts if rollout.reward]
@@ -57,5 +57,6 @@ def compare(before: HeldoutResult, after: HeldoutResult, seed: int) -> dict[str,
     return report
 
 
-def _is_judge_mean(name: str) -> bool:
-    return name.startswith("judge/") and name.endswith("/mean")
+def _is_reported(name: str) -> bool:
+    judge_mean = name.startswith("judge/") and name.endswith("/mean")
+    return name in _REPORTED or judge_mean or name.startswith("slice/")

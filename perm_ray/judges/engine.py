@@ -1,44 +1,32 @@
 """A judge engine: the vLLM engine that one or several judge pools ask.
 
 Runs remotely. It renders the chat with its own model's template and answers a batch of asks; what
-the answers mean is the judge's business.
+the answers mean is the scoring mode's business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from perm_ray.config.schema import EngineConfig
 from perm_ray.data.prompts import ChatRenderer
 from perm_ray.engine.vllm_engine import Generation, GenerationRequest, VLLMEngine, check_prompt_fits
-from perm_ray.errors import ModelError
-from perm_ray.perspectives.perspective import Ask, ConstrainedText, ExpectedDigit
-
-
-@dataclass(frozen=True, slots=True)
-class DigitAnswer:
-    """Natural-log probabilities of the asked values, over the whole vocabulary."""
-
-    logprobs: Mapping[int, float]
-
-
-@dataclass(frozen=True, slots=True)
-class TextAnswer:
-    """What the judge wrote after the answer prefix."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """This ask could not be put to the engine; its siblings could."""
-
-    reason: str
-
-
-Answer = DigitAnswer | TextAnswer | Refused
+from perm_ray.errors import ModelError, RunError
+from perm_ray.perspectives.asking import (
+    Answer,
+    Ask,
+    EngineReply,
+    Refused,
+    TextAnswer,
+    TextAsk,
+    ValueAnswer,
+    ValueAsk,
+)
+from perm_ray.types import NO_TOKENS, FinishReason, Message, TokenUsage
 
 
 class JudgeEngine:
@@ -52,59 +40,141 @@ class JudgeEngine:
     async def ready(self) -> None:
         """Returns once the engine is up."""
 
-    async def answer(self, asks: Sequence[Ask]) -> list[Answer]:
-        """Answer `asks`, in order; they are decoded greedily and together."""
+    async def forget(self) -> None:
+        """Drop the prefix cache, so that a measurement begins with nothing."""
+        if not await self._engine.control(lambda engine: engine.reset_prefix_cache()):
+            raise RunError("The prefix cache of a judge engine was dropped while it had requests.")
+
+    async def answer(self, asks: Sequence[Ask]) -> EngineReply:
+        """Answer `asks`, in order; they are decoded together."""
+        plans: dict[int, _Plan] = {}
         answers: dict[int, Answer] = {}
-        requests: dict[int, GenerationRequest] = {}
         for index, ask in enumerate(asks):
             try:
-                requests[index] = self._request(ask)
+                plans[index] = self._plan(ask)
             except ModelError as error:  # fault boundary: one text that is too long fails alone
                 answers[index] = Refused(str(error))
-        sent = list(requests)
-        async for position, generation in self._engine.generate(list(requests.values())):
-            index = sent[position]
-            answers[index] = self._answer(asks[index], requests[index], generation)
-        return [answers[index] for index in range(len(asks))]
+        requests = [request for plan in plans.values() for request in plan.requests]
+        generations: dict[int, Generation] = {}
+        begun: list[float] = []
+        stream = self._engine.generate(requests, started=lambda: begun.append(time.time()))
+        async for position, generation in stream:
+            generations[position] = generation
+        in_order = iter([generations[position] for position in range(len(requests))])
+        for index, plan in plans.items():
+            answers[index] = self._answer(plan, [next(in_order) for _ in plan.requests])
+        finished = time.time()
+        return EngineReply([answers[i] for i in range(len(asks))], min([finished, *begun]), finished)
 
-    def _request(self, ask: Ask) -> GenerationRequest:
-        # No text between the tags of the chat template may write such a tag itself.
-        messages = [
+    def _plan(self, ask: Ask) -> _Plan:
+        prompt_ids = self._renderer.render(self._safe(ask.messages), ask.prefix)
+        match ask:
+            case ValueAsk(prefix=prefix, values=values):
+                tree = value_tree(self._renderer, prefix, values)
+                requests = [
+                    GenerationRequest(
+                        prompt_ids + path, 1, temperature=0.0, candidate_ids=tuple(node.children)
+                    )
+                    for path, node in tree.branches()
+                ]
+            case TextAsk(temperature=temperature):
+                tree = None
+                seed = ask.seed if temperature > 0 else None
+                requests = [
+                    GenerationRequest(prompt_ids, ask.max_tokens, temperature, seed=seed, regex=ask.regex)
+                ]
+        for request in requests:
+            check_prompt_fits(self._config, len(request.prompt_ids), request.max_tokens, "judge engine")
+        return _Plan(requests, tree)
+
+    def _safe(self, messages: Sequence[Message]) -> list[Message]:
+        """No text between the tags of the chat template may write such a tag itself."""
+        return [
             replace(message, content=self._renderer.without_special_tokens(message.content))
-            for message in ask.prompt.messages
+            for message in messages
         ]
-        prompt_ids = self._renderer.render(messages, ask.prompt.answer_prefix)
-        max_tokens = 1 if isinstance(ask, ExpectedDigit) else ask.max_tokens
-        check_prompt_fits(self._config, len(prompt_ids), max_tokens, "judge engine")
-        match ask:
-            case ExpectedDigit():
-                ids = value_tokens(self._renderer, ask)
-                return GenerationRequest(prompt_ids, 1, temperature=0.0, candidate_ids=ids)
-            case ConstrainedText(regex=regex):
-                return GenerationRequest(prompt_ids, max_tokens, temperature=0.0, regex=regex)
 
-    def _answer(self, ask: Ask, request: GenerationRequest, generation: Generation) -> Answer:
-        match ask:
-            case ExpectedDigit(values=values):
-                found = generation.candidate_logprobs
-                pairs = zip(values, request.candidate_ids, strict=True)
-                return DigitAnswer({value: found[token] for value, token in pairs if token in found})
-            case ConstrainedText():
-                return TextAnswer(self._renderer.decode(generation.token_ids))
+    def _answer(self, plan: _Plan, generations: Sequence[Generation]) -> Answer:
+        tokens = sum((_usage(generation) for generation in generations), NO_TOKENS)
+        if plan.tree is not None:
+            found = [generation.candidate_logprobs for generation in generations]
+            return ValueAnswer(plan.tree.logprobs(found), tokens)
+        (generation,) = generations
+        text = self._renderer.decode(generation.token_ids)
+        return TextAnswer(text, generation.finish_reason == FinishReason.LENGTH, tokens)
 
 
-def value_tokens(renderer: ChatRenderer, ask: ExpectedDigit) -> tuple[int, ...]:
-    """The token that writes each value right after the answer prefix, in the prefix's context.
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What one ask sends to vLLM; `tree` says how to read the answers when a number was asked for."""
 
-    Raises `ModelError` when the model's tokeniser needs another number of tokens for one.
+    requests: Sequence[GenerationRequest]
+    tree: ValueTree | None
+
+
+def _usage(generation: Generation) -> TokenUsage:
+    return TokenUsage(generation.prompt_tokens, generation.cached_tokens, len(generation.token_ids))
+
+
+# ---- the probability of a number ---------------------------------------------------------------
+
+
+@dataclass
+class ValueTree:
+    """The numbers of a scale as a tokeniser writes them: a node for each token, `value` where one ends.
+
+    With a token for each digit, 1 is a number and also how 10 begins; with a token for each number the
+    tree is one level deep. One request for each node with children then gives every number's probability.
     """
-    prefix = ask.prompt.answer_prefix
+
+    children: dict[int, ValueTree]
+    value: int | None = None
+
+    def branches(self, path: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], ValueTree]]:
+        """Every node with children, parents first, and the tokens that lead to it."""
+        if self.children:
+            yield path, self
+        for token, child in self.children.items():
+            yield from child.branches((*path, token))
+
+    def logprobs(self, found: Sequence[Mapping[int, float]]) -> dict[int, float]:
+        """The natural-log probability of each number.
+
+        `found` has, for each of `branches()`, the log-probabilities of the next tokens. Where a number ends
+        and another goes on, ending is what no further digit of the scale takes.
+        """
+        result: dict[int, float] = {}
+        nexts = iter(found)
+
+        def visit(node: ValueTree, logprob: float) -> None:
+            following = next(nexts) if node.children else {}
+            if node.value is not None:
+                going_on = math.fsum(math.exp(following.get(token, -math.inf)) for token in node.children)
+                stop = math.log1p(-going_on) if going_on < 1.0 else -math.inf
+                result[node.value] = logprob + stop
+            for token, child in node.children.items():
+                visit(child, logprob + following.get(token, -math.inf))
+
+        visit(self, 0.0)
+        return result
+
+
+def value_tree(renderer: ChatRenderer, prefix: str, values: Sequence[int]) -> ValueTree:
+    """The tree of `values` right after `prefix`, in the prefix's context.
+
+    Raises `ModelError` when the tokeniser joins a number with the prefix's last letters.
+    """
     head = renderer.encode(prefix)
-    whole = [renderer.encode(f"{prefix}{value}") for value in ask.values]
-    for value, ids in zip(ask.values, whole, strict=True):
-        if ids[:-1] != head:
+    root = ValueTree({})
+    for value in values:
+        ids = renderer.encode(f"{prefix}{value}")
+        if ids[: len(head)] != head or len(ids) == len(head):
             raise ModelError(
-                f"Expected scores need a judge model that writes {value} after {prefix!r} as one token of "
-                f"its own, found {ids} after {head}: choose another judge model."
+                f"A judge model must write {value} after {prefix!r} as tokens of its own, found {ids} after "
+                f"{head}: choose another judge model, or scoring.mode: sampled."
             )
-    return tuple(ids[-1] for ids in whole)
+        node = root
+        for token in ids[len(head) :]:
+            node = node.children.setdefault(token, ValueTree({}))
+        node.value = value
+    return root

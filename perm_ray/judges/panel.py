@@ -1,8 +1,9 @@
-"""The panel: every judge pool at once. One completion goes in, one judgment per perspective comes out.
+"""The panel: every judge pool at once. One text goes in, one judgment per perspective comes out.
 
-A completion is handed to all pools the moment it is submitted, each with its own queue. A
-deterministic run collects first and then asks in a fixed order, one batch per judge: an answer's last
-bits depend on what it was computed together with, and then that is always the same.
+A completion is handed to all pools the moment it is submitted, each with its own queue; equal texts of
+a group are judged once. A deterministic run collects first and then asks in a fixed order, one batch
+per judge: an answer's last bits depend on what it was computed together with, and then that is always
+the same.
 """
 
 from __future__ import annotations
@@ -10,24 +11,33 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from perm_ray.judges.actor import JudgeTask
+from perm_ray.judges.judge import Interval, ItemKey, JudgeReply, JudgeTask
+from perm_ray.judges.load import CallRecord, PoolLoad
 from perm_ray.judges.pool import JudgePool
 from perm_ray.perspectives.perspective import Perspective
 from perm_ray.remote import explain
-from perm_ray.types import Completion, Judgment, Scenario, Sections, Status
+from perm_ray.types import NO_TOKENS, Judgment, Scenario, Sections, Status
 
-CompletionKey = tuple[str, int]
+
+@dataclass(frozen=True, slots=True)
+class PanelReport:
+    """Every submitted text's judgments by perspective, and how busy each pool was."""
+
+    judgments: Mapping[ItemKey, Mapping[str, Judgment]]
+    loads: Mapping[str, PoolLoad]
 
 
 @dataclass(frozen=True, slots=True)
 class _Call:
     pool: JudgePool
-    keys: Sequence[CompletionKey]
+    replica: int
+    tasks: Sequence[JudgeTask]
+    submitted_at: float
     deadline: float
 
 
@@ -38,82 +48,119 @@ class JudgePanel:
         self, pools: Mapping[str, JudgePool], perspectives: Mapping[str, Perspective], deterministic: bool
     ) -> None:
         self.pools = pools
-        self._perspectives = perspectives
+        self.perspectives = perspectives
         self._deterministic = deterministic
         self._reset()
 
-    def submit(self, scenario: Scenario, completion: Completion, sections: Sections) -> None:
-        """Have a completion judged from every perspective; one whose section is missing skips it."""
-        key = (completion.scenario_id, completion.index)
-        for name, perspective in self._perspectives.items():
+    def submit(self, key: ItemKey, scenario: Scenario, sections: Sections) -> None:
+        """Have a text judged from every perspective; one whose section is missing skips it."""
+        for name, perspective in self.perspectives.items():
             text = getattr(sections, perspective.reads)
             if text is None:
-                self._judgments[key][name] = _skipped(perspective)
-                continue
-            replica = self.pools[name].replica_of(scenario.scenario_id)
-            self._held[name, replica].append(JudgeTask(scenario, completion.index, text))
+                self._judgments[key][name] = _skipped(perspective, scenario)
+            else:
+                self._held[name].append(JudgeTask(scenario, key, text))
         if not self._deterministic:
             self._dispatch()
+            self._receive_finished()
 
-    def collect(self) -> dict[CompletionKey, dict[str, Judgment]]:
-        """Every submitted completion's judgments, by perspective. Waits, with each pool's bound."""
+    def collect(self) -> PanelReport:
+        """Wait for the judgments of all that was submitted, with each pool's bound."""
         self._dispatch()
-        calls = self._calls
-        while calls:
-            left = max(0.0, min(call.deadline for call in calls.values()) - time.monotonic())
-            ready, _ = ray.wait(list(calls), num_returns=1, timeout=left)
+        while self._calls:
+            left = max(0.0, min(call.deadline for call in self._calls.values()) - time.monotonic())
+            ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=left)
             if not ready:
                 self._give_up_late_calls()
             for ref in ready:
-                self._receive(ref, calls.pop(ref))
-        judgments = {
-            key: {name: found[name] for name in self._perspectives} for key, found in self._judgments.items()
-        }
+                self._receive(ref, self._calls.pop(ref))
+        for (name, key), first in self._equal_to.items():
+            self._judgments[key][name] = replace(self._judgments[first][name], tokens=NO_TOKENS)
+        report = PanelReport(
+            judgments={
+                key: {name: found[name] for name in self.perspectives}
+                for key, found in self._judgments.items()
+            },
+            loads={name: self._load(name) for name in self.pools},
+        )
         self._reset()
-        return judgments
+        return report
 
     def _reset(self) -> None:
-        self._judgments: defaultdict[CompletionKey, dict[str, Judgment]] = defaultdict(dict)
-        self._held: defaultdict[tuple[str, int], list[JudgeTask]] = defaultdict(list)
+        self._judgments: defaultdict[ItemKey, dict[str, Judgment]] = defaultdict(dict)
+        self._held: defaultdict[str, list[JudgeTask]] = defaultdict(list)
+        self._first: dict[tuple[str, str, str], ItemKey] = {}  # pool, scenario, text: who is judged
+        self._equal_to: dict[tuple[str, ItemKey], ItemKey] = {}  # pool, who is not: who is
         self._calls: dict[ray.ObjectRef, _Call] = {}
+        self._records: defaultdict[str, list[CallRecord]] = defaultdict(list)
+        for pool in self.pools.values():
+            pool.router.forget_groups()
 
     def _dispatch(self) -> None:
-        for (name, replica), tasks in sorted(self._held.items(), key=lambda item: item[0]):
-            tasks.sort(key=lambda task: (task.scenario.scenario_id, task.index))
-            pool = self.pools[name]
-            keys = [(task.scenario.scenario_id, task.index) for task in tasks]
-            self._calls[pool.judge(replica, tasks)] = _Call(pool, keys, time.monotonic() + pool.timeout_s)
+        """Send what is held to the pools, each replica its share as one call."""
+        for name, tasks in sorted(self._held.items()):
+            shares: defaultdict[int, list[JudgeTask]] = defaultdict(list)
+            for task in sorted(tasks, key=lambda task: (task.scenario.scenario_id, task.key)):
+                first = self._first.setdefault((name, task.scenario.scenario_id, task.text), task.key)
+                if first != task.key:
+                    self._equal_to[name, task.key] = first
+                    continue
+                shares[self.pools[name].router.route(task.scenario.scenario_id)].append(task)
+            for replica, share in sorted(shares.items()):
+                self._send(self.pools[name], replica, share)
         self._held.clear()
+
+    def _send(self, pool: JudgePool, replica: int, tasks: Sequence[JudgeTask]) -> None:
+        deadline = time.monotonic() + pool.timeout_s
+        self._calls[pool.judge(replica, tasks)] = _Call(pool, replica, tasks, time.time(), deadline)
+
+    def _receive_finished(self) -> None:
+        """Take what is there without waiting, so that the routers know which replica is free."""
+        if not self._calls:
+            return
+        ready, _ = ray.wait(list(self._calls), num_returns=len(self._calls), timeout=0)
+        for ref in ready:
+            self._receive(ref, self._calls.pop(ref))
 
     def _receive(self, ref: ray.ObjectRef, call: _Call) -> None:
         # Fault boundary: a judge that is gone for good is a failed judgment, and counted.
         try:
-            judgments = ray.get(ref)
+            reply: JudgeReply = ray.get(ref)  # pyright: ignore[reportAssignmentType]
         except RayTaskError as error:  # the judge itself is broken, which no count may hide
             raise explain(error, f"judge {call.pool.name}", "judging") from error
         except RayError as error:
-            self._fail(call, f"judge lost: {type(error).__name__}")
+            self._settle(call, _failed(call, f"judge lost: {type(error).__name__}"))
             return
-        for key, judgment in zip(call.keys, judgments, strict=True):
-            self._judgments[key][call.pool.name] = judgment
+        self._settle(call, reply.judgments, reply.worked)
 
     def _give_up_late_calls(self) -> None:
         now = time.monotonic()
         for ref in [ref for ref, call in self._calls.items() if call.deadline <= now]:
             call = self._calls.pop(ref)
-            self._fail(call, f"timeout: no judgment within {call.pool.timeout_s:.0f} s")
+            self._settle(call, _failed(call, f"timeout: no judgment within {call.pool.timeout_s:.0f} s"))
 
-    def _fail(self, call: _Call, reason: str) -> None:
-        for key in call.keys:
-            judgment = Judgment(call.pool.name, Status.FAILED, reason=reason)
-            self._judgments[key][call.pool.name] = judgment
+    def _settle(self, call: _Call, judgments: Sequence[Judgment], worked: Sequence[Interval] = ()) -> None:
+        name = call.pool.name
+        for task, judgment in zip(call.tasks, judgments, strict=True):
+            self._judgments[task.key][name] = judgment
+        call.pool.router.done(call.replica, len(call.tasks))
+        record = CallRecord(len(call.tasks), call.submitted_at, time.time(), tuple(worked))
+        self._records[name].append(record)
+
+    def _load(self, name: str) -> PoolLoad:
+        shared = sum(pool == name for pool, _ in self._equal_to)
+        return PoolLoad(tuple(self._records[name]), shared)
 
 
-def _skipped(perspective: Perspective) -> Judgment:
+def _failed(call: _Call, reason: str) -> list[Judgment]:
+    return [Judgment(call.pool.name, Status.FAILED, reason=reason) for _ in call.tasks]
+
+
+def _skipped(perspective: Perspective, scenario: Scenario) -> Judgment:
     return Judgment(
         perspective=perspective.name,
         status=Status.SKIPPED,
         reason=f"the completion has no {perspective.reads}",
         tries=0,
-        rubric_digest=perspective.rubric_digest,
+        rubric_digest=perspective.rubric.digest(scenario.language),
     )

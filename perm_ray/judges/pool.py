@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from perm_ray.config.schema import JudgeEngineConfig, JudgePoolConfig
+from perm_ray.config.schema import JudgeEngineConfig, JudgePoolConfig, JudgesConfig
 from perm_ray.engine.vllm_engine import engine_env
-from perm_ray.judges.actor import JudgeActor, JudgeTask
+from perm_ray.judges.actor import JudgeActor
 from perm_ray.judges.engine import JudgeEngine
+from perm_ray.judges.judge import Judge, JudgeTask
+from perm_ray.judges.routing import Router
 from perm_ray.perspectives.perspective import Perspective
+from perm_ray.remote import wait_all
 
 # A judge and its engine hold nothing that a restart loses: Ray replaces a dead one and re-issues its calls.
 _REPLACED_BY_RAY: dict[str, Any] = {"max_restarts": 2, "max_task_retries": 1}
@@ -59,34 +61,43 @@ class JudgeEnginePool:
             for i, actor in enumerate(actors)
         }
 
+    def forget(self) -> None:
+        """Have every engine drop its prefix cache."""
+        calls = {
+            f"judge engine {name}/{i}": actor.forget.remote()
+            for name, actors in self._actors.items()
+            for i, actor in enumerate(actors)
+        }
+        wait_all(calls, timeout_s=60.0, doing="dropping its prefix cache")
+
 
 class JudgePool:
     """One perspective: a judge for each replica of its engine."""
 
     def __init__(
-        self, perspective: Perspective, config: JudgePoolConfig, engine: JudgeEngineConfig, seed: int
+        self, perspective: Perspective, config: JudgePoolConfig, judges: JudgesConfig, seed: int
     ) -> None:
         self.name = perspective.name
         self.config = config
+        replicas = judges.replicas(config)
+        self.router = Router(replicas, config.max_queue)
+        engine = judges.engines[config.engine]
+        judge = Judge(perspective, config, engine.model, seed, continuing=True)
         actor = ray.remote(JudgeActor).options(num_cpus=0, max_concurrency=1000, **_REPLACED_BY_RAY)
         self._actors: list[Any] = [
-            actor.remote(perspective, config, engine_actor_name(config.engine, i), engine.model, seed)
-            for i in range(engine.replicas)
+            actor.remote(judge, engine_actor_name(config.engine, replica)) for replica in range(replicas)
         ]
 
     def starting(self) -> dict[str, ray.ObjectRef]:
         """A call for each judge that returns once it is up."""
         return {f"judge {self.name}/{i}": actor.ready.remote() for i, actor in enumerate(self._actors)}
 
-    def replica_of(self, scenario_id: str) -> int:
-        """Which judge a group goes to: always the same, whose engine holds the group's prefix."""
-        return int(hashlib.sha256(scenario_id.encode()).hexdigest(), 16) % len(self._actors)
-
     def judge(self, replica: int, tasks: Sequence[JudgeTask]) -> ray.ObjectRef:
-        """Begin judging; the reference holds one judgment per task."""
+        """Begin judging; the reference holds a `JudgeReply`."""
         return self._actors[replica].judge.remote(tasks)
 
     @property
     def timeout_s(self) -> float:
-        """The longest that one call may take, its tries included."""
-        return self.config.timeout_s * (self.config.retries + 1) + 30.0
+        """The longest that one call may take: its rounds and tries included."""
+        rounds = 2 if self.config.scoring.mode == "reasoned" else 1
+        return rounds * self.config.timeout_s * (self.config.retries + 1) + 30.0

@@ -8,18 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from perm_ray.perspectives.perspective import (
-    ConstrainedText,
-    Kind,
-    Reads,
-    Scale,
-    WithRubric,
-    seen_from_outside,
-)
-from perm_ray.perspectives.scoring import answer_opening, criteria_regex
+from perm_ray.perspectives.asking import Question, Scale
+from perm_ray.perspectives.perspective import Kind, Reads, WithRubric, seen_from_outside
 from perm_ray.types import Scenario
 
-# One word each: the judge writes them out for every reply, one token at a time.
+# One word each: a judge that answers in words writes them out for every reply.
 CRITERIA = ("content", "structure", "efficiency", "objectivity", "accuracy")
 CRITERION_SCALE = Scale(0, 20)
 
@@ -31,16 +24,9 @@ class Bystander(WithRubric):
     reads: Reads = field(default="response", init=False)
     scale: Scale = field(default=Scale(0, 100), init=False)
 
-    def ask(self, scenario: Scenario, text: str, fence: str) -> ConstrainedText:
+    def question(self, scenario: Scenario, text: str, fence: str) -> Question:
         setting = seen_from_outside(scenario, "The reply:")
         names = ", ".join(CRITERIA)
         task = f"Read the reply again and give its points for {names}, each from 0 (no) to 20 (yes)."
-        opening = f"My points for this reply:\n{answer_opening(CRITERIA)}"
-        prompt = self.judge_prompt(setting, text, fence, task, opening)
-        return ConstrainedText(
-            prompt=prompt,
-            regex=criteria_regex(CRITERIA, CRITERION_SCALE),
-            max_tokens=64,
-            criteria=CRITERIA,
-            criterion_scale=CRITERION_SCALE,
-        )
+        messages = self.chat(scenario, setting, text, fence, task)
+        return Question(messages, "My points for this reply:\n", CRITERION_SCALE, CRITERIA)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from perm_ray.perspectives.perspective import ExpectedDigit, Kind, Reads, Scale, WithRubric, seen_from_outside
+from perm_ray.perspectives.asking import Question, Scale
+from perm_ray.perspectives.perspective import Kind, Reads, WithRubric, seen_from_outside
 from perm_ray.types import Scenario
 
 
@@ -18,11 +19,11 @@ class Expression(WithRubric):
     reads: Reads = field(default="response", init=False)
     scale: Scale = field(default=Scale(1, 5), init=False)
 
-    def ask(self, scenario: Scenario, text: str, fence: str) -> ExpectedDigit:
+    def question(self, scenario: Scenario, text: str, fence: str) -> Question:
         setting = seen_from_outside(scenario, "The supporter's reply:")
         task = (
             "Read the reply again. Does it show, in warm and human words, that the supporter understood "
             "this seeker? 1 = no, 5 = yes."
         )
-        prompt = self.judge_prompt(setting, text, fence, task, "I give this reply a score of ")
-        return ExpectedDigit(prompt, self.scale.values)
+        messages = self.chat(scenario, setting, text, fence, task)
+        return Question(messages, "I give this reply a score of ", self.scale)

@@ -1,20 +1,22 @@
 """What a perspective is: whose eyes a judge looks through, what it reads, and what it is asked.
 
-A judge actor calls `perspective.ask(scenario, text, fence)`, puts the returned `Ask` to its engine and
-hands the engine's answer to the matching scorer in `scoring.py`. Nothing here talks to a model. The
-prompt's order serves the engine's prefix cache: the rubric (the same for every call of a perspective),
-then the scenario (the same for a whole group), then the completion.
+A judge calls `perspective.question(scenario, text, fence)` and lets a scoring mode (`modes.py`) put it
+to an engine. Nothing here talks to a model. The chat's order serves the engine's prefix cache: the
+rubric (the same for every call of a perspective), then the scenario (the same for a whole group), then
+the text.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
-from dataclasses import dataclass
-from importlib import resources
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
 from perm_ray.errors import ConfigError
+from perm_ray.perspectives.asking import Question, Scale
 from perm_ray.perspectives.guard import DEFAULT_MAX_CHARS, fenced, sanitise
 from perm_ray.types import Message, Scenario
 
@@ -22,67 +24,31 @@ Kind = Literal["empathy", "bystander"]
 Reads = Literal["analysis", "response"]
 
 
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """The whole numbers from `low` to `high`, both included."""
+@dataclass(frozen=True)
+class Rubric:
+    """What a judge is told to look for, in Markdown; `variants` are the same in other languages.
 
-    low: int
-    high: int
-
-    @property
-    def values(self) -> tuple[int, ...]:
-        return tuple(range(self.low, self.high + 1))
-
-
-@dataclass(frozen=True, slots=True)
-class JudgePrompt:
-    """A chat for a judge, and the opening of the judge's own turn.
-
-    `answer_prefix` ends exactly where the first digit of the answer comes (its trailing space
-    included: the common tokenisers then write the digit as a token of its own).
+    A scenario tagged `pt-BR` is judged under the variant `pt-br`, else `pt`, else the text itself.
     """
 
-    messages: tuple[Message, ...]
-    answer_prefix: str
+    text: str
+    variants: Mapping[str, str] = field(default_factory=dict)
 
+    def of(self, language: str | None) -> str:
+        """The rubric for a scenario in `language` (a BCP 47 tag, or None)."""
+        tag = (language or "").lower()
+        return self.variants.get(tag) or self.variants.get(tag.split("-")[0]) or self.text
 
-@dataclass(frozen=True, slots=True)
-class ExpectedDigit:
-    """Ask for one token: the engine returns the log-probability of each of `values` as the next token.
-
-    Scored with `scoring.expected_score`.
-    """
-
-    prompt: JudgePrompt
-    values: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        if not all(0 <= value <= 9 for value in self.values):
-            raise ValueError(f"an expected digit is one token, 0 to 9, found {self.values}")
-
-
-@dataclass(frozen=True, slots=True)
-class ConstrainedText:
-    """Ask for a short text that matches `regex`; the text goes on right after the answer prefix.
-
-    Scored with `scoring.criteria_score(text, criteria, criterion_scale)`.
-    """
-
-    prompt: JudgePrompt
-    regex: str
-    max_tokens: int
-    criteria: tuple[str, ...]
-    criterion_scale: Scale
-
-
-Ask = ExpectedDigit | ConstrainedText
+    def digest(self, language: str | None = None) -> str:
+        """Names the rubric's text in judgments, so that scores under different rubrics never mix."""
+        return hashlib.sha256(self.of(language).encode()).hexdigest()[:12]
 
 
 class Perspective(Protocol):
     """One way of looking at a reply. `kind` is its role in the reward, `reads` the section it judges.
 
-    `text` is the raw section: `ask` sanitises it, so that no caller can forget to. `fence` comes from
-    `guard.make_fence`.
+    `text` is the raw section: `question` sanitises it, so that no caller can forget to. `fence` comes
+    from `guard.make_fence`.
     """
 
     @property
@@ -94,32 +60,23 @@ class Perspective(Protocol):
     @property
     def scale(self) -> Scale: ...
     @property
-    def rubric(self) -> str: ...
-    @property
-    def rubric_digest(self) -> str: ...
+    def rubric(self) -> Rubric: ...
 
-    def ask(self, scenario: Scenario, text: str, fence: str) -> Ask: ...
+    def question(self, scenario: Scenario, text: str, fence: str) -> Question: ...
 
 
 @dataclass(frozen=True)
 class WithRubric:
-    """What every built-in perspective is built with: its rubric's text and the cap on what it reads."""
+    """What every built-in perspective is built with: its rubric and the cap on what it reads."""
 
-    rubric: str
+    rubric: Rubric
     max_chars: int = DEFAULT_MAX_CHARS
 
-    @property
-    def rubric_digest(self) -> str:
-        """Names the rubric's text in judgments, so that scores under different rubrics never mix."""
-        return hashlib.sha256(self.rubric.encode()).hexdigest()[:12]
-
-    def judge_prompt(
-        self, scenario: str, text: str, fence: str, task: str, answer_prefix: str
-    ) -> JudgePrompt:
+    def chat(self, scenario: Scenario, setting: str, text: str, fence: str, task: str) -> tuple[Message, ...]:
         """Rubric; scenario; the fenced text; and the task once more, because the text came in between."""
         guarded = fenced(sanitise(text, self.max_chars, fence), fence)
-        user = f"{scenario}\n\n{guarded}\n\n{task}"
-        return JudgePrompt((Message("system", self.rubric), Message("user", user)), answer_prefix)
+        rubric = self.rubric.of(scenario.language)
+        return Message("system", rubric), Message("user", f"{setting}\n\n{guarded}\n\n{task}")
 
 
 def seen_from_outside(scenario: Scenario, what_follows: str) -> str:
@@ -132,12 +89,22 @@ def seen_from_outside(scenario: Scenario, what_follows: str) -> str:
     )
 
 
-def load_rubric(name: str, path: str | Path | None = None) -> str:
-    """The rubric at `path`, or the built-in one of the perspective `name`."""
+def load_rubric(name: str, path: str | Path | None = None) -> Rubric:
+    """The rubric at `path` with its variants, or the built-in one of the perspective `name`.
+
+    The variants of `warm.md` are the files `warm.<language>.md` beside it, such as `warm.pt-br.md`.
+    """
     key = f"judges.pools.{name}.rubric"
-    source = (
-        resources.files("perm_ray.perspectives") / "rubrics" / f"{name}.md" if path is None else Path(path)
-    )
+    folder = Path(__file__).parent / "rubrics" if path is None else Path(path).expanduser().parent
+    file = folder / f"{name}.md" if path is None else Path(path).expanduser()
+    variants = {
+        variant.name[len(file.stem) + 1 : -len(".md")].lower(): _read_rubric(key, variant)
+        for variant in sorted(folder.glob(f"{glob.escape(file.stem)}.*.md"))
+    }
+    return Rubric(_read_rubric(key, file), variants)
+
+
+def _read_rubric(key: str, source: Path) -> str:
     try:
         text = source.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from perm_ray.perspectives.perspective import ExpectedDigit, Kind, Reads, Scale, WithRubric
+from perm_ray.perspectives.asking import Question, Scale
+from perm_ray.perspectives.perspective import Kind, Reads, WithRubric
 from perm_ray.types import Scenario
 
 
@@ -18,7 +19,7 @@ class Reception(WithRubric):
     reads: Reads = field(default="response", init=False)
     scale: Scale = field(default=Scale(1, 5), init=False)
 
-    def ask(self, scenario: Scenario, text: str, fence: str) -> ExpectedDigit:
+    def question(self, scenario: Scenario, text: str, fence: str) -> Question:
         setting = (
             f"Who you are: {scenario.persona}\n"
             f"What is happening to you: {scenario.situation}\n"
@@ -29,5 +30,5 @@ class Reception(WithRubric):
             "Read the reply again, as yourself. Do you feel met, and do you want to go on talking? "
             "1 = no, 5 = yes."
         )
-        prompt = self.judge_prompt(setting, text, fence, task, "I give this reply a score of ")
-        return ExpectedDigit(prompt, self.scale.values)
+        messages = self.chat(scenario, setting, text, fence, task)
+        return Question(messages, "I give this reply a score of ", self.scale)

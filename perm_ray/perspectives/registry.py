@@ -10,11 +10,11 @@ from perm_ray.errors import ConfigError
 from perm_ray.perspectives.bystander import Bystander
 from perm_ray.perspectives.expression import Expression
 from perm_ray.perspectives.guard import DEFAULT_MAX_CHARS
-from perm_ray.perspectives.perspective import Perspective, load_rubric
+from perm_ray.perspectives.perspective import Perspective, Rubric, load_rubric
 from perm_ray.perspectives.reception import Reception
 from perm_ray.perspectives.resonation import Resonation
 
-PERSPECTIVES: Mapping[str, Callable[[str, int], Perspective]] = {
+PERSPECTIVES: Mapping[str, Callable[[Rubric, int], Perspective]] = {
     "resonation": Resonation,
     "expression": Expression,
     "reception": Reception,

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from perm_ray.perspectives.perspective import ExpectedDigit, Kind, Reads, Scale, WithRubric, seen_from_outside
+from perm_ray.perspectives.asking import Question, Scale
+from perm_ray.perspectives.perspective import Kind, Reads, WithRubric, seen_from_outside
 from perm_ray.types import Scenario
 
 
@@ -18,11 +19,11 @@ class Resonation(WithRubric):
     reads: Reads = field(default="analysis", init=False)
     scale: Scale = field(default=Scale(1, 5), init=False)
 
-    def ask(self, scenario: Scenario, text: str, fence: str) -> ExpectedDigit:
+    def question(self, scenario: Scenario, text: str, fence: str) -> Question:
         setting = seen_from_outside(scenario, "The supporter's private analysis of the seeker:")
         task = (
             "Read the analysis again. Does it show that the supporter understood this seeker? "
             "1 = no, 5 = yes."
         )
-        prompt = self.judge_prompt(setting, text, fence, task, "I give this analysis a score of ")
-        return ExpectedDigit(prompt, self.scale.values)
+        messages = self.chat(scenario, setting, text, fence, task)
+        return Question(messages, "I give this analysis a score of ", self.scale)

@@ -1,7 +1,7 @@
-"""A judge's answer becomes a reading: log-probabilities or text in, a score on the scale out.
+"""Probabilities become a reading: a score on the scale, and how sure the judge was of it.
 
-Pure functions, called by a judge actor with what its engine answered. An answer that is not a score
-raises `ScoreError`; the judge turns that into the status `unparseable`. It never becomes a number.
+Pure functions, called by the scoring modes. An answer that is not a score raises `ScoreError`; the
+judge turns that into the status `unparseable`. It never becomes a number.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from perm_ray.perspectives.perspective import Scale
+from perm_ray.perspectives.asking import Scale
 
 
 class ScoreError(ValueError):
@@ -27,18 +27,16 @@ class ScoreError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A score, and what is known about it.
-
-    `mass` is the probability the judge gave to valid answers, `distribution` its probabilities over
-    the scale given that the answer was valid (lowest value first) and `entropy` theirs, in nats: those
-    three belong to expected scores. `criteria` are the parts of a score that is a sum.
-    """
+    """A score, and what is known about it; the fields are those of `types.Judgment`."""
 
     score: float
+    sampled: float | None = None
     mass: float | None = None
     distribution: tuple[float, ...] = ()
     entropy: float | None = None
+    spread: float | None = None
     criteria: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
 
 
 def expected_score(logprobs: Mapping[int, float], scale: Scale, min_mass: float) -> Reading:
@@ -59,58 +57,66 @@ def expected_score(logprobs: Mapping[int, float], scale: Scale, min_mass: float)
     if mass <= 0.0 or mass < min_mass:
         wanted = f"{scale.low} to {scale.high}"
         raise ScoreError(f"less than {min_mass} of the judge's answer is on {wanted}", mass)
-    distribution = tuple(p / mass for p in probabilities)
-    mean = math.fsum(value * p for value, p in zip(scale.values, distribution, strict=True))
+    return _reading(tuple(p / mass for p in probabilities), scale, min(mass, 1.0))
+
+
+def sum_of_criteria(readings: Mapping[str, Reading]) -> Reading:
+    """The score that is the sum of its criteria's expectations. The sum is ours: judges add badly.
+
+    The criteria were asked side by side, so the sum's distribution is the convolution of theirs.
+    `mass` is that of the least sure criterion.
+    """
+    total = (1.0,)
+    for reading in readings.values():
+        total = _convolve(total, reading.distribution)
     return Reading(
-        score=min(max(mean, scale.low), scale.high),  # rounding may step over the edge by an ulp
-        mass=min(mass, 1.0),
-        distribution=distribution,
-        entropy=-math.fsum(p * math.log(p) for p in distribution if p > 0.0),
+        score=math.fsum(reading.score for reading in readings.values()),
+        sampled=math.fsum(reading.sampled or 0.0 for reading in readings.values()),
+        mass=min(reading.mass or 0.0 for reading in readings.values()),
+        distribution=total,
+        entropy=entropy(total),
+        criteria={name: reading.score for name, reading in readings.items()},
     )
 
 
-def criteria_regex(names: Sequence[str], scale: Scale) -> str:
-    """The text that follows the answer prefix `answer_opening(names)`: each criterion's whole number.
+def entropy(distribution: Sequence[float]) -> float:
+    """-sum p ln p, in nats."""
+    return -math.fsum(p * math.log(p) for p in distribution if p > 0.0)
 
-    Plain alternations and no look-around, which every grammar backend understands; a label is plain
-    letters, so nothing needs escaping. Longer numbers come first for engines that take the first match.
-    """
+
+def _reading(distribution: tuple[float, ...], scale: Scale, mass: float) -> Reading:
+    mean = math.fsum(value * p for value, p in zip(scale.values, distribution, strict=True))
+    return Reading(
+        score=min(max(mean, scale.low), scale.high),  # rounding may step over the edge by an ulp
+        sampled=float(scale.low + distribution.index(max(distribution))),
+        mass=mass,
+        distribution=distribution,
+        entropy=entropy(distribution),
+    )
+
+
+def _convolve(left: Sequence[float], right: Sequence[float]) -> tuple[float, ...]:
+    result = [0.0] * (len(left) + len(right) - 1)
+    for i, p in enumerate(left):
+        for j, q in enumerate(right):
+            result[i + j] += p * q
+    return tuple(result)
+
+
+def number_regex(scale: Scale) -> str:
+    """Each number of the scale. Longer ones come first for engines that take the first match; plain
+    alternations and no look-around, which every grammar backend understands."""
+    return "(" + "|".join(str(value) for value in reversed(scale.values)) + ")"
+
+
+def criteria_regex(names: Sequence[str], scale: Scale) -> str:
+    """The text that follows the first criterion's label: its number, then a line for each of the others."""
+    number = number_regex(scale)
+    return number + "".join(f"\\n{label}{number}" for label in criteria_lines(names)[1:])
+
+
+def criteria_lines(names: Sequence[str]) -> list[str]:
+    """How each criterion's line begins, up to where its number comes."""
     if not all(name.isascii() and name.isalpha() for name in names):
         raise ValueError(f"a criterion's name is plain letters, found {list(names)}")
-    number = "(" + "|".join(str(value) for value in reversed(scale.values)) + ")"
-    return number + "".join(f"\\n{_label(name)}: {number}" for name in names[1:])
-
-
-def answer_opening(names: Sequence[str]) -> str:
-    """How the judge's turn begins: the first criterion's label, up to where its number comes."""
-    return f"{_label(names[0])}: "
-
-
-def parse_criteria(text: str, names: Sequence[str], scale: Scale) -> dict[str, float]:
-    """Each criterion's points from a constrained answer (without its answer prefix).
-
-    Strict: exactly the expected lines in the expected order, each a number on the scale written the
-    one way the regex allows. Anything else was not written under the constraint (or was cut off).
-    """
-    lines = (answer_opening(names) + text).rstrip("\n").split("\n")
-    if len(lines) != len(names):
-        raise ScoreError(f"expected {len(names)} lines, one for each criterion, found {len(lines)}")
-    allowed = {str(value): float(value) for value in scale.values}
-    points: dict[str, float] = {}
-    for name, line in zip(names, lines, strict=True):
-        label, _, number = line.partition(": ")
-        if label != _label(name) or number not in allowed:
-            expected = f"'{_label(name)}: <{scale.low} to {scale.high}>'"
-            raise ScoreError(f"expected the line {expected}, found another")
-        points[name] = allowed[number]
-    return points
-
-
-def criteria_score(text: str, names: Sequence[str], scale: Scale) -> Reading:
-    """A score that is the sum of its criteria. The sum is ours: judges add badly."""
-    points = parse_criteria(text, names, scale)
-    return Reading(score=math.fsum(points.values()), criteria=points)
-
-
-def _label(name: str) -> str:
-    return name.capitalize()
+    return [f"{name.capitalize()}: " for name in names]

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from perm_ray.judges.actor import JudgeTask
+from perm_ray.judges.judge import JudgeTask
 from perm_ray.judges.panel import JudgePanel
 from perm_ray.judges.pool import JudgePool
+from perm_ray.judges.routing import Router
 from perm_ray.perspectives.perspective import Perspective
 from perm_ray.rollout.pool import RolloutPool
 from perm_ray.types import Completion, FinishReason, Judgment, Message, Prompt, Scenario, Turn
@@ -32,11 +33,15 @@ def fake_prompt(scenario_id: str, token_ids: Sequence[int] = (1, 2, 3)) -> Promp
 def fake_completion(
     scenario_id: str,
     index: int,
-    text: str = "# Analysis\nShe is proud.\n# Response\nHow lovely!",
+    text: str | None = None,
     token_ids: Sequence[int] = (7, 8, 9),
     version: int = 0,
 ) -> Completion:
-    """A finished completion; its text need not be what its token ids say."""
+    """A finished completion, by default one that no other index has; its text need not be what its token
+    ids say."""
+    if text is None:
+        again = " Truly." * index
+        text = f"# Analysis\nShe is proud.{again}\n# Response\nHow lovely!{again}"
     logprobs = (-0.5,) * len(token_ids)
     return Completion(scenario_id, index, text, tuple(token_ids), logprobs, version, FinishReason.STOP)
 
@@ -72,10 +77,7 @@ class FakeJudgePool(JudgePool):
 
     def __init__(self, name: str) -> None:
         self.name = name
-
-    def replica_of(self, scenario_id: str) -> int:
-        del scenario_id
-        return 0
+        self.router = Router(num_replicas=1, max_queue=64)
 
 
 class FakeJudgePanel(JudgePanel):
@@ -88,13 +90,11 @@ class FakeJudgePanel(JudgePanel):
         self._judge = judge
         self.asked: list[tuple[str, JudgeTask]] = []
 
-    def _dispatch(self) -> None:
-        for (name, _), tasks in self._held.items():
-            for task in tasks:
-                self.asked.append((name, task))
-                key = (task.scenario.scenario_id, task.index)
-                self._judgments[key][name] = self._judge(name, task)
-        self._held.clear()
+    def _send(self, pool: JudgePool, replica: int, tasks: Sequence[JudgeTask]) -> None:
+        for task in tasks:
+            self.asked.append((pool.name, task))
+            self._judgments[task.key][pool.name] = self._judge(pool.name, task)
+        pool.router.done(replica, len(tasks))
 
 
 def write_fake_model(folder: Path, context: int = 4096) -> Path:

@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from perm_ray.types import Judgment, Rollout, RolloutGroup, Status
+from perm_ray.types import NO_TOKENS, Judgment, Rollout, RolloutGroup, Status
 
 
 def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
@@ -51,11 +51,26 @@ def _judge_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
         metrics |= _mean(f"judge/{name}/mean", scores)
         metrics |= _std(f"judge/{name}/std", scores)
         metrics |= _mean(f"judge/{name}/mass", masses)
+        metrics |= _mean(
+            f"judge/{name}/entropy",
+            [judgment.entropy for judgment in scored if judgment.entropy is not None],
+        )
+        metrics |= _cost(name, judgments)
         # Every judgment that should be there and is not; the unparseable among them on their own too.
         metrics[f"judge/{name}/failed"] = float(count[Status.FAILED] + count[Status.UNPARSEABLE])
         metrics[f"judge/{name}/unparseable"] = float(count[Status.UNPARSEABLE])
         metrics[f"judge/{name}/skipped"] = float(count[Status.SKIPPED])
     return metrics
+
+
+def _cost(name: str, judgments: Sequence[Judgment]) -> dict[str, float]:
+    """What the judgments took: tokens, the share of their prompts that a cache held, and time each."""
+    tokens = sum((judgment.tokens for judgment in judgments), NO_TOKENS)
+    asked = [judgment.latency_s for judgment in judgments if judgment.tries]
+    metrics = {f"judge/{name}/tokens": float(tokens.prompt + tokens.completion)}
+    if tokens.prompt:
+        metrics[f"judge/{name}/cache_hit"] = tokens.cached / tokens.prompt
+    return metrics | _mean(f"judge/{name}/latency_s", asked)
 
 
 def _rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
@@ -65,6 +80,8 @@ def _rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
         "rollout/tokens": float(sum(lengths)),
         **_mean("rollout/length_mean", lengths),
         **_mean("rollout/truncated", [rollout.completion.truncated for rollout in rollouts]),
+        # ok + masked = completions, on every step.
+        "rollout/ok": float(sum(not rollout.masked for rollout in rollouts)),
         "rollout/masked": float(sum(rollout.masked for rollout in rollouts)),
     }
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from perm_ray.config.schema import RunConfig
 from perm_ray.errors import CheckpointError, ConfigError, DataError
 from perm_ray.files import json_line, write_json_atomic, write_jsonl_atomic, write_text_atomic
-from perm_ray.tracking.samples import sample_rows
+from perm_ray.tracking.ambiguous import AmbiguityRule
+from perm_ray.tracking.samples import ambiguous_rows, sample_rows
 from perm_ray.types import RolloutGroup
 
 
@@ -135,13 +136,15 @@ class RunDirectory:
             message = f"{self.metrics_file} line {number} is not a JSON object: mend it or remove the line."
             raise DataError(message) from error
 
-    def write_samples(self, step: int, groups: Sequence[RolloutGroup]) -> None:
-        """Write every rollout of a step, for people."""
-        write_jsonl_atomic(self.samples_file(step), sample_rows(step, groups))
+    def write_samples(self, step: int, groups: Sequence[RolloutGroup], rule: AmbiguityRule) -> None:
+        """Write every rollout of a step, for people, and a list of the ambiguous ones if there are any."""
+        write_jsonl_atomic(self.samples_file(step), sample_rows(step, groups, rule))
+        if ambiguous := ambiguous_rows(step, groups, rule):
+            write_jsonl_atomic(self.samples / f"ambiguous_{step:06d}.jsonl", ambiguous)
 
-    def write_heldout(self, step: int, groups: Sequence[RolloutGroup]) -> None:
+    def write_heldout(self, step: int, groups: Sequence[RolloutGroup], rule: AmbiguityRule) -> None:
         """Write the rollouts of an evaluation after `step` (0: before training)."""
-        write_jsonl_atomic(self.samples / f"heldout_{step:06d}.jsonl", sample_rows(step, groups))
+        write_jsonl_atomic(self.samples / f"heldout_{step:06d}.jsonl", sample_rows(step, groups, rule))
 
     def write_summary(self, summary: Mapping[str, object]) -> None:
         write_json_atomic(self.summary_file, summary)

@@ -7,30 +7,48 @@ directory writes the rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
+from perm_ray.tracking.ambiguous import AmbiguityRule
 from perm_ray.types import Judgment, Prompt, Rollout, RolloutGroup
 
 
-def sample_rows(step: int, groups: Sequence[RolloutGroup]) -> list[dict[str, object]]:
+def sample_rows(step: int, groups: Sequence[RolloutGroup], rule: AmbiguityRule) -> list[dict[str, object]]:
     """One row for every rollout, in the order of the groups."""
     return [
-        _row(step, group.prompt, rollout, advantage)
+        _row(step, group.prompt, rollout, advantage, rule.reasons(rollout))
         for group in groups
         for rollout, advantage in zip(group.rollouts, group.advantages, strict=True)
     ]
 
 
-def _row(step: int, prompt: Prompt, rollout: Rollout, advantage: float) -> dict[str, object]:
+def ambiguous_rows(step: int, groups: Sequence[RolloutGroup], rule: AmbiguityRule) -> list[dict[str, object]]:
+    """The rows of the most ambiguous rollouts, most ambiguous first."""
+    found = [
+        (rule.strength(rollout), group.prompt, rollout, advantage, reasons)
+        for group in groups
+        for rollout, advantage in zip(group.rollouts, group.advantages, strict=True)
+        if (reasons := rule.reasons(rollout))
+    ]
+    found.sort(key=lambda entry: -entry[0])
+    return [_row(step, *entry[1:]) for entry in found[: rule.config.list_size]]
+
+
+def _row(
+    step: int, prompt: Prompt, rollout: Rollout, advantage: float, ambiguous: Sequence[str]
+) -> dict[str, object]:
     completion, reward = rollout.completion, rollout.reward
     return {
         "step": step,
         "scenario_id": completion.scenario_id,
         "index": completion.index,
+        "language": prompt.scenario.language,
+        "culture": prompt.scenario.culture,
         "prompt": [{"role": message.role, "content": message.content} for message in prompt.messages],
         "completion": completion.text,
         "analysis": rollout.sections.analysis,
         "response": rollout.sections.response,
-        "judgments": {name: _judgment(judgment) for name, judgment in rollout.judgments.items()},
+        "judgments": {name: judgment_row(judgment) for name, judgment in rollout.judgments.items()},
         "reward": None
         if reward is None
         else {
@@ -41,6 +59,7 @@ def _row(step: int, prompt: Prompt, rollout: Rollout, advantage: float) -> dict[
         },
         "masked": rollout.masked,
         "masked_because": rollout.masked_because,
+        "ambiguous": list(ambiguous),
         "advantage": advantage,
         "version": completion.version,
         "finish_reason": str(completion.finish_reason),
@@ -48,16 +67,21 @@ def _row(step: int, prompt: Prompt, rollout: Rollout, advantage: float) -> dict[
     }
 
 
-def _judgment(judgment: Judgment) -> dict[str, object]:
+def judgment_row(judgment: Judgment) -> dict[str, object]:
+    """All that is known of one judgment."""
     return {
         "score": judgment.score,
+        "sampled": judgment.sampled,
         "mass": judgment.mass,
-        "distribution": list(judgment.distribution),
+        "distribution": [round(p, 6) for p in judgment.distribution],
+        "entropy": judgment.entropy,
+        "spread": judgment.spread,
         "criteria": dict(judgment.criteria),
         "status": str(judgment.status),
         "reason": judgment.reason,
         "tries": judgment.tries,
         "latency_s": judgment.latency_s,
+        "tokens": asdict(judgment.tokens),
         "judge": judgment.judge,
         "rubric_digest": judgment.rubric_digest,
     }

@@ -57,7 +57,7 @@ def summary_table(summary: Mapping[str, object]) -> Table:
             _add(table, name, _section(metrics, name), "first", "last")
     evaluation = _section(summary, "evaluation")
     before, after = _section(evaluation, "before"), _section(evaluation, "after")
-    shared = [name for name in before if name in after]
+    shared = [name for name in before if name in after and not name.startswith("slice/")]
     if shared:
         table.add_section()
         table.add_row("[bold]held-out scenarios[/bold]", "before", "after", "")

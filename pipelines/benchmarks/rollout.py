@@ -49,7 +49,7 @@ def measure(config: Config) -> dict[str, float | list[float]]:
     import ray
 
     from perm_ray.engine.vllm_engine import engine_env
-    from perm_ray.placement import start_ray, stop_ray
+    from perm_ray.placement import demands, start_ray, stop_ray
     from perm_ray.remote import wait_all
     from perm_ray.rollout.actor import completion_seed
     from perm_ray.rollout.pool import RolloutPool
@@ -59,7 +59,7 @@ def measure(config: Config) -> dict[str, float | list[float]]:
     sampling: RolloutConfig = replace(config.rollout, engine=engine, max_completion_tokens=MAX_TOKENS)
     models = prepare_models(plan_run(config))
     prompts = models.train_prompts[:NUM_PROMPTS]
-    start_ray(config)
+    start_ray(config.ray, demands(config))
     try:
         pool = RolloutPool(sampling, models.policy, seed=0, deterministic=False)
         bare_actor: Any = ray.remote(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,20 +15,24 @@ from perm_ray.config.schema import (
     EngineConfig,
     JudgeEngineConfig,
     JudgePoolConfig,
+    JudgesConfig,
     RolloutConfig,
+    ScoringConfig,
     SyncConfig,
     TrainerConfig,
 )
 from perm_ray.data.prompts import ChatRenderer, build_prompts, load_template, split_sections
 from perm_ray.data.scenarios import load_scenarios
-from perm_ray.judges.panel import JudgePanel
-from perm_ray.judges.pool import JudgeEnginePool, JudgePool, engine_actor_name
-from perm_ray.perspectives.registry import PERSPECTIVES, build_perspective
+from perm_ray.judges.panel import JudgePanel, PanelReport
+from perm_ray.judges.pool import JudgePool, engine_actor_name
+from perm_ray.judging import Judges, build_perspectives, start_judges
+from perm_ray.perspectives.asking import ValueAsk
+from perm_ray.perspectives.registry import PERSPECTIVES
 from perm_ray.remote import wait_all
 from perm_ray.rollout.pool import RolloutPool
 from perm_ray.trainer.batching import TrainSequence
 from perm_ray.trainer.group import TrainerGroup
-from perm_ray.types import Completion, FinishReason, Prompt, Status
+from perm_ray.types import Completion, FinishReason, Message, Prompt, Status
 from perm_ray.weight_sync import WeightSync
 
 ENGINE = EngineConfig(dtype="float32", max_model_len=4096, max_num_seqs=16, kv_cache_gb=0.1)
@@ -182,73 +187,113 @@ def largest_difference(
 
 # --- judges ------------------------------------------------------------------------------------------
 
-ANSWER = "# Analysis\nShe misses him, and the clock was his.\n\n# Response\nNot silly at all."
+ANSWERS = [
+    f"# Analysis\nShe misses him{more}.\n\n# Response\nNot silly at all{more}." for more in ("", ", so", "!")
+]
 
 
-def completion(scenario_id: str, index: int, text: str = ANSWER) -> Completion:
-    return Completion(scenario_id, index, text, (1,), (0.0,), 0, FinishReason.STOP)
+def judges_of(scoring: ScoringConfig) -> JudgesConfig:
+    """Four separate pools, each perspective with an engine of its own."""
+    engine = JudgeEngineConfig(model="tiny", max_model_len=8192, max_num_seqs=16, kv_cache_gb=0.1)
+    pools = {name: JudgePoolConfig(engine=name, scoring=scoring, timeout_s=60.0) for name in PERSPECTIVES}
+    return JudgesConfig(engines=dict.fromkeys(PERSPECTIVES, engine), pools=pools)
 
 
 @pytest.fixture(scope="module")
-def four_pools(tiny_model: Path, ray_cluster: None) -> Iterator[tuple[JudgePanel, JudgeEnginePool]]:
-    """Four separate pools, each perspective with an engine of its own."""
-    engine = JudgeEngineConfig(model=str(tiny_model), max_model_len=8192, max_num_seqs=16, kv_cache_gb=0.1)
-    engines = dict.fromkeys(PERSPECTIVES, engine)
-    configs = {name: JudgePoolConfig(engine=name, min_mass=0.0, timeout_s=60.0) for name in PERSPECTIVES}
-    engine_pool = JudgeEnginePool(
-        engines, dict.fromkeys(PERSPECTIVES, tiny_model), seed=1, deterministic=False
-    )
-    perspectives = {name: build_perspective(name) for name in PERSPECTIVES}
-    pools = {
-        name: JudgePool(perspectives[name], configs[name], engines[name], seed=1) for name in PERSPECTIVES
-    }
-    calls = engine_pool.starting()
-    for pool in pools.values():
-        calls |= pool.starting()
-    wait_all(calls, timeout_s=300, doing="starting")
-    panel = JudgePanel(pools, perspectives, deterministic=False)
-    yield panel, engine_pool
+def four_pools(tiny_model: Path, ray_cluster: None) -> Iterator[Judges]:
+    config = judges_of(ScoringConfig(mode="expected", min_mass=0.0))
+    folders = dict.fromkeys(PERSPECTIVES, tiny_model)
+    judges = start_judges(config, build_perspectives(config), folders, seed=1, deterministic=False)
+    wait_all(judges.starting(), timeout_s=300, doing="starting")
+    yield judges
     for name in PERSPECTIVES:
         ray.kill(ray.get_actor(engine_actor_name(name, 0)))
 
 
-def test_four_separate_pools_judge_every_completion(four_pools: tuple[JudgePanel, JudgeEnginePool]) -> None:
-    panel, _ = four_pools
-    for index in range(3):
-        answer = completion(SCENARIOS[0].scenario_id, index)
-        panel.submit(SCENARIOS[0], answer, split_sections(answer.text))
-    judgments = panel.collect()
-    assert sorted(judgments) == [(SCENARIOS[0].scenario_id, index) for index in range(3)]
-    for found in judgments.values():
+def judge(judges: Judges, number: int, *answers: str) -> PanelReport:
+    scenario = SCENARIOS[number]
+    for index, answer in enumerate(answers):
+        judges.panel.submit((scenario.scenario_id, index), scenario, split_sections(answer))
+    return judges.panel.collect()
+
+
+def test_four_separate_pools_judge_every_completion(four_pools: Judges) -> None:
+    report = judge(four_pools, 0, *ANSWERS)
+    assert sorted(report.judgments) == [(SCENARIOS[0].scenario_id, index) for index in range(3)]
+    for found in report.judgments.values():
         assert list(found) == list(PERSPECTIVES)
-        for name in ("resonation", "expression", "reception"):
-            assert found[name].status == Status.OK
-            score = found[name].score
-            assert score is not None
-            assert 1 <= score <= 5
-            assert sum(found[name].distribution) == pytest.approx(1.0)
-        bystander = found["bystander"]
-        assert bystander.status == Status.OK
-        assert bystander.score == sum(bystander.criteria.values())
-        assert len(bystander.criteria) == 5
+        for name, judgment in found.items():
+            assert judgment.status == Status.OK
+            scale = four_pools.panel.perspectives[name].scale
+            assert judgment.score is not None
+            assert scale.low <= judgment.score <= scale.high
+            assert sum(judgment.distribution) == pytest.approx(1.0)
+            assert len(judgment.distribution) == len(scale.values)
+            assert judgment.tokens.prompt > 0
+        assert found["bystander"].score == pytest.approx(sum(found["bystander"].criteria.values()))
+        assert len(found["bystander"].criteria) == 5
+    for name in PERSPECTIVES:
+        assert report.loads[name].worked
+        assert report.loads[name].queue_max <= 3
 
 
-def test_a_missing_section_is_skipped_and_no_judge_is_asked(
-    four_pools: tuple[JudgePanel, JudgeEnginePool],
+def test_the_probability_of_a_number_of_several_tokens_is_what_the_model_says(
+    four_pools: Judges, tiny_model: Path
 ) -> None:
-    panel, _ = four_pools
-    answer = completion(SCENARIOS[1].scenario_id, 0, "# Analysis\nOnly this.")
-    panel.submit(SCENARIOS[1], answer, split_sections(answer.text))
-    (found,) = panel.collect().values()
+    """Against transformers: 1 is "1" and no further digit, 12 is "1" and then "2"."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    renderer = ChatRenderer(tiny_model)
+    messages = (Message("user", "How many?"),)
+    ask = ValueAsk(messages, "Content: ", tuple(range(21)))
+    engine: Any = ray.get_actor(engine_actor_name("bystander", 0))
+    reply: Any = ray.get(engine.answer.remote([ask]))
+    (answer,) = reply.answers
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+
+    def following(text: str) -> torch.Tensor:
+        ids = torch.tensor([renderer.render(messages, text)])
+        with torch.no_grad():
+            return model(ids).logits[0, -1].softmax(-1)
+
+    digits = [renderer.encode(str(digit))[0] for digit in range(10)]
+    first, after_one = following("Content: "), following("Content: 1")
+    assert math.exp(answer.logprobs[7]) == pytest.approx(float(first[digits[7]]), rel=0.05)
+    twelve = float(first[digits[1]] * after_one[digits[2]])
+    assert math.exp(answer.logprobs[12]) == pytest.approx(twelve, rel=0.05)
+    one = float(first[digits[1]] * (1 - after_one[digits].sum()))
+    assert math.exp(answer.logprobs[1]) == pytest.approx(one, rel=0.05)
+
+
+@pytest.mark.parametrize("mode", ["reasoned", "sampled"])
+def test_the_other_modes_on_the_same_engines(four_pools: Judges, mode: str) -> None:
+    config = judges_of(ScoringConfig(mode=mode, min_mass=0.0, max_reason_tokens=12, num_samples=3))
+    pools = {
+        name: JudgePool(four_pools.panel.perspectives[name], pool, config, seed=1)
+        for name, pool in config.pools.items()
+    }
+    panel = JudgePanel(pools, four_pools.panel.perspectives, deterministic=True)
+    for found in judge(replace(four_pools, panel=panel), 0, *ANSWERS).judgments.values():
+        for judgment in found.values():
+            assert judgment.status == Status.OK, judgment.reason
+            assert judgment.score is not None
+            if mode == "reasoned":
+                assert judgment.reason
+                assert judgment.sampled is not None
+            else:
+                assert judgment.spread is not None
+                assert judgment.mass == 1.0
+
+
+def test_a_missing_section_is_skipped_and_no_judge_is_asked(four_pools: Judges) -> None:
+    (found,) = judge(four_pools, 1, "# Analysis\nOnly this.").judgments.values()
     assert found["resonation"].status == Status.OK
     assert {found[name].status for name in ("expression", "reception", "bystander")} == {Status.SKIPPED}
     assert found["expression"].tries == 0
 
 
-def test_a_dead_judge_engine_is_replaced(four_pools: tuple[JudgePanel, JudgeEnginePool]) -> None:
-    panel, _ = four_pools
+def test_a_dead_judge_engine_is_replaced(four_pools: Judges) -> None:
     ray.kill(ray.get_actor(engine_actor_name("reception", 0)), no_restart=False)
-    answer = completion(SCENARIOS[2].scenario_id, 0)
-    panel.submit(SCENARIOS[2], answer, split_sections(answer.text))
-    (found,) = panel.collect().values()
+    (found,) = judge(four_pools, 2, ANSWERS[0]).judgments.values()
     assert {judgment.status for judgment in found.values()} == {Status.OK}

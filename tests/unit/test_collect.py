@@ -9,7 +9,7 @@ import pytest
 from perm_ray.collect import Collected, Collector
 from perm_ray.config.schema import RewardConfig
 from perm_ray.driver import train_sequences
-from perm_ray.judges.actor import JudgeTask
+from perm_ray.judges.judge import JudgeTask
 from perm_ray.perspectives.registry import PERSPECTIVES, build_perspective
 from perm_ray.testing.fakes import (
     FakeJudgePanel,
@@ -35,7 +35,7 @@ def collector(
     deterministic: bool = True,
 ) -> tuple[Collector, FakeRolloutPool, FakeJudgePanel]:
     def judge(perspective: str, task: JudgeTask) -> Judgment:
-        score = scores[task.scenario.scenario_id, task.index][list(ALL).index(perspective)]
+        score = scores[task.key][list(ALL).index(perspective)]
         if score is None:
             return Judgment(perspective, Status.UNPARSEABLE, reason="no number in it")
         return Judgment(perspective, Status.OK, score)
@@ -136,7 +136,7 @@ def test_a_completion_without_sections_is_judged_by_nobody_and_gets_the_floor() 
     assert {judgment.status for judgment in judgments.values()} == {Status.SKIPPED}
     assert all(judgment.score is None and judgment.tries == 0 for judgment in judgments.values())
     assert judgments["resonation"].reason == "the completion has no analysis"
-    assert {task.index for _, task in panel.asked} == {1}
+    assert {task.key for _, task in panel.asked} == {("a", 1)}
     # the lowest of every scale: 1/5 + 0.5 * (0 - 1)
     assert values(Collected((group,), 0.0, 0.0)) == [[pytest.approx(-0.3), pytest.approx(0.7)]]
     assert group.advantages[0] < 0 < group.advantages[1]
@@ -184,6 +184,19 @@ def test_each_perspective_reads_its_own_section() -> None:
         "reception": "How lovely!",
         "bystander": "How lovely!",
     }
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_equal_texts_of_a_group_are_judged_once_and_share_the_judgment(deterministic: bool) -> None:
+    completions = [fake_completion("a", i, text=fake_completion("a", i % 2).text) for i in range(4)]
+    completions += [fake_completion("b", i, text=completions[i].text) for i in range(4)]
+    scores = {("a", 0): GOOD, ("a", 1): POOR, ("b", 0): LOPSIDED, ("b", 1): GOOD}
+    collecting, _, panel = collector(completions, scores, deterministic=deterministic)
+    collected = collecting.collect([fake_prompt("a"), fake_prompt("b")], num_completions=4, step=1)
+    good, poor, lopsided = pytest.approx(0.7), pytest.approx(0.2), pytest.approx(3 / 7)
+    assert values(collected) == [[good, poor] * 2, [lopsided, good] * 2]
+    assert {task.key for _, task in panel.asked} == set(scores)
+    assert collected.load_metrics["judge/expression/shared"] == 4
 
 
 def test_one_collector_collects_again_with_nothing_left_over() -> None:

@@ -30,9 +30,12 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("engine", "trainer.engine", "trainer.weights"),
     # An actor holds an engine, so the engines are a level of their own. `judges.engine` and
     # `trainer.learner` are what the actors of their rooms are made of.
-    ("rollout.actor", "judges.actor", "judges.engine", "trainer.actor", "trainer.learner"),
+    (
+        *("rollout.actor", "trainer.actor", "trainer.learner"),
+        *(f"judges.{name}" for name in ("actor", "engine", "judge", "load", "routing")),
+    ),
     ("rollout.pool", "judges.pool", "judges.panel", "judges.accounting", "trainer.group", "placement"),
-    ("weight_sync", "checkpoint", "collect", "tracking", "evaluation"),
+    ("weight_sync", "checkpoint", "collect", "tracking", "evaluation", "judging"),
     ("runtime",),
     # Above all that they imitate, and nothing below the command line can reach them.
     ("driver", "driver_async", "testing"),

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from perm_ray.config.schema import AmbiguityConfig
+from perm_ray.perspectives.registry import PERSPECTIVES, build_perspective
+from perm_ray.tracking.ambiguous import AmbiguityRule
 from perm_ray.tracking.metrics import rollout_metrics
 from perm_ray.tracking.samples import sample_rows
 from perm_ray.types import (
@@ -20,8 +24,12 @@ from perm_ray.types import (
     Scenario,
     Sections,
     Status,
+    TokenUsage,
     Turn,
 )
+
+RULE = AmbiguityRule(AmbiguityConfig(), {name: build_perspective(name) for name in PERSPECTIVES})
+REWARD = Reward(0.5, 0.8, -0.2, -0.1)
 
 PROMPT = Prompt(
     Scenario("s1", "Émile, baker", "lost his shop", (Turn("seeker", "It’s gone."),)),
@@ -85,12 +93,16 @@ def test_every_metric() -> None:
             "judge/resonation/mean": 3.0,
             "judge/resonation/std": 1.0,
             "judge/resonation/mass": 0.8,
+            "judge/resonation/tokens": 0,
+            "judge/resonation/latency_s": 0.0,
             "judge/resonation/failed": 1,
             "judge/resonation/unparseable": 0,
             "judge/resonation/skipped": 0,
             "judge/bystander/mean": 60.0,
             "judge/bystander/std": 0.0,
             "judge/bystander/mass": 0.8,
+            "judge/bystander/tokens": 0,
+            "judge/bystander/latency_s": 0.0,
             "judge/bystander/failed": 1,
             "judge/bystander/unparseable": 1,
             "judge/bystander/skipped": 1,
@@ -99,6 +111,7 @@ def test_every_metric() -> None:
             "rollout/tokens": 60,
             "rollout/length_mean": 20.0,
             "rollout/truncated": 1 / 3,
+            "rollout/ok": 2,
             "rollout/masked": 1,
             "group/zero_variance": 1,
         }
@@ -114,13 +127,14 @@ def test_a_mean_over_nothing_is_absent() -> None:
     assert rollout_metrics([]) == {
         "rollout/completions": 0,
         "rollout/tokens": 0,
+        "rollout/ok": 0,
         "rollout/masked": 0,
         "group/zero_variance": 0,
     }
 
 
 def test_sample_rows() -> None:
-    rows = sample_rows(7, example())
+    rows = sample_rows(7, example(), RULE)
     assert [(row["index"], row["advantage"], row["masked"]) for row in rows] == [
         (0, 1.0, False),
         (1, -1.0, False),
@@ -131,16 +145,31 @@ def test_sample_rows() -> None:
     assert first["reward"] == {"value": 0.5, "empathy": 0.8, "bystander": -0.2, "length": -0.1}
     assert first["judgments"]["resonation"] == {
         "score": 4.0,
+        "sampled": None,
         "mass": 0.9,
         "distribution": [0.1, 0.9],
+        "entropy": None,
+        "spread": None,
         "criteria": {},
         "status": "ok",
         "reason": "warm",
         "tries": 1,
         "latency_s": 0.0,
+        "tokens": {"prompt": 0, "cached": 0, "completion": 0},
         "judge": "",
         "rubric_digest": "",
     }
     assert (first["step"], first["version"], first["tokens"], first["finish_reason"]) == (7, 3, 10, "stop")
     assert (second["response"], second["finish_reason"]) == (None, "length")
     assert (third["reward"], third["masked_because"]) == (None, "resonation failed")
+    assert first["ambiguous"] == []
+
+
+def test_a_steps_cost_of_judging() -> None:
+    used = [TokenUsage(100, 0, 1), TokenUsage(100, 90, 1), TokenUsage(0, 0, 0)]
+    judgments = [replace(ok("resonation", 3.0, 0.9), tokens=tokens, latency_s=2.0) for tokens in used]
+    rollouts = tuple(rollout(i, 4, REWARD, judgment) for i, judgment in enumerate(judgments))
+    metrics = rollout_metrics([RolloutGroup(PROMPT, rollouts, (0.0,) * 3)])
+    assert metrics["judge/resonation/tokens"] == 202
+    assert metrics["judge/resonation/cache_hit"] == 0.45
+    assert metrics["judge/resonation/latency_s"] == 2.0

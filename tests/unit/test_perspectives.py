@@ -2,13 +2,15 @@
 
 import pickle
 import re
+from dataclasses import replace
 
 import pytest
 
 from perm_ray.errors import ConfigError
+from perm_ray.perspectives.asking import Question, Scale
 from perm_ray.perspectives.bystander import CRITERIA
 from perm_ray.perspectives.guard import make_fence
-from perm_ray.perspectives.perspective import ConstrainedText, ExpectedDigit, JudgePrompt, Scale, load_rubric
+from perm_ray.perspectives.perspective import load_rubric
 from perm_ray.perspectives.registry import PERSPECTIVES, build_perspective
 from perm_ray.types import Scenario, Turn
 
@@ -24,8 +26,8 @@ DIGIT = ["resonation", "expression", "reception"]
 ALL = [*DIGIT, "bystander"]
 
 
-def prompt_of(name: str, text: str = TEXT) -> JudgePrompt:
-    return build_perspective(name).ask(SCENARIO, text, FENCE).prompt
+def prompt_of(name: str, text: str = TEXT) -> Question:
+    return build_perspective(name).question(SCENARIO, text, FENCE)
 
 
 def test_the_registry_has_the_papers_four():
@@ -40,26 +42,25 @@ def test_the_registry_has_the_papers_four():
 
 
 @pytest.mark.parametrize("name", DIGIT)
-def test_an_empathy_perspective_asks_for_one_digit(name):
-    ask = build_perspective(name).ask(SCENARIO, TEXT, FENCE)
-    assert isinstance(ask, ExpectedDigit)
-    assert ask.values == (1, 2, 3, 4, 5)
-    assert ask.prompt.answer_prefix.endswith(" ")
+def test_an_empathy_perspective_asks_for_one_number(name):
+    question = prompt_of(name)
+    assert (question.scale, question.criteria) == (Scale(1, 5), ())
+    assert question.score_scale == Scale(1, 5)
+    assert question.opening.endswith(" ")
 
 
-def test_the_bystander_asks_for_five_lines():
-    ask = build_perspective("bystander").ask(SCENARIO, TEXT, FENCE)
-    assert isinstance(ask, ConstrainedText)
-    assert ask.criteria == CRITERIA
-    assert ask.criterion_scale == Scale(0, 20)
-    assert re.fullmatch(ask.regex, "1\nStructure: 20\nEfficiency: 3\nObjectivity: 4\nAccuracy: 5")
+def test_the_bystander_asks_for_five():
+    question = prompt_of("bystander")
+    assert question.criteria == CRITERIA
+    assert question.scale == Scale(0, 20)
+    assert question.score_scale == Scale(0, 100)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_the_prompt_goes_rubric_scenario_completion_task(name):
     system, user = prompt_of(name).messages
     assert (system.role, user.role) == ("system", "user")
-    assert system.content == load_rubric(name)
+    assert system.content == load_rubric(name).text
     places = [
         user.content.index(part)
         for part in (SCENARIO.persona, SCENARIO.situation, SCENARIO.query, f"[begin {FENCE}]", TEXT)
@@ -91,13 +92,13 @@ def test_only_the_seekers_query_is_shown():
 
 
 def test_the_cap_on_what_is_read_is_the_callers():
-    ask = build_perspective("expression", max_chars=20).ask(SCENARIO, "warm words " * 9, FENCE)
-    assert "[... cut]" in ask.prompt.messages[1].content
+    question = build_perspective("expression", max_chars=20).question(SCENARIO, "warm words " * 9, FENCE)
+    assert "[... cut]" in question.messages[1].content
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_rubrics_are_short(name):
-    words = len(load_rubric(name).split())
+    words = len(load_rubric(name).text.split())
     assert words <= (200 if name == "bystander" else 180)
 
 
@@ -105,9 +106,28 @@ def test_a_rubric_can_be_replaced(tmp_path):
     path = tmp_path / "mine.md"
     path.write_text("Judge kindly.\n", encoding="utf-8")
     mine = build_perspective("expression", path)
-    assert mine.ask(SCENARIO, TEXT, FENCE).prompt.messages[0].content == "Judge kindly."
-    assert re.fullmatch("[0-9a-f]{12}", mine.rubric_digest)
-    assert mine.rubric_digest != build_perspective("expression").rubric_digest
+    assert mine.question(SCENARIO, TEXT, FENCE).messages[0].content == "Judge kindly."
+    assert re.fullmatch("[0-9a-f]{12}", mine.rubric.digest())
+    assert mine.rubric.digest() != build_perspective("expression").rubric.digest()
+
+
+@pytest.mark.parametrize(
+    ("language", "expected"),
+    [
+        (None, "Judge."),
+        ("en", "Judge."),
+        ("de", "Urteile."),
+        ("de-AT", "Urteile."),
+        ("pt-BR", "Julgue, viu."),
+    ],
+)
+def test_a_scenario_is_judged_under_its_languages_variant_of_the_rubric(tmp_path, language, expected):
+    for name, text in {"r.md": "Judge.", "r.de.md": "Urteile.", "r.pt-br.md": "Julgue, viu."}.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    mine = build_perspective("reception", tmp_path / "r.md")
+    scenario = replace(SCENARIO, language=language)
+    assert mine.question(scenario, TEXT, FENCE).messages[0].content == expected
+    assert (mine.rubric.digest(language) == mine.rubric.digest()) == (expected == "Judge.")
 
 
 def test_a_missing_or_empty_rubric_names_its_key(tmp_path):
@@ -129,13 +149,8 @@ def test_an_unknown_perspective_is_named_with_the_nearest():
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_perspectives_and_asks_travel_to_actors(name):
+def test_perspectives_and_questions_travel_to_actors(name):
     perspective = build_perspective(name)
     assert pickle.loads(pickle.dumps(perspective)) == perspective
-    ask = perspective.ask(SCENARIO, TEXT, FENCE)
-    assert pickle.loads(pickle.dumps(ask)) == ask
-
-
-def test_a_digit_ask_is_for_one_token():
-    with pytest.raises(ValueError, match="one token"):
-        ExpectedDigit(prompt_of("expression"), tuple(range(11)))
+    question = perspective.question(SCENARIO, TEXT, FENCE)
+    assert pickle.loads(pickle.dumps(question)) == question

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from perm_ray.config.schema import RunConfig
+from perm_ray.config.schema import AmbiguityConfig, RunConfig
 from perm_ray.errors import CheckpointError, ConfigError, DataError
 from perm_ray.files import write_json_atomic, write_text_atomic
+from perm_ray.tracking.ambiguous import AmbiguityRule
 from perm_ray.tracking.run_directory import RunDirectory, run_path
 from perm_ray.types import (
     Completion,
@@ -25,6 +26,8 @@ from perm_ray.types import (
     Sections,
     Turn,
 )
+
+RULE = AmbiguityRule(AmbiguityConfig(), {})
 
 
 def group(text: str) -> RolloutGroup:
@@ -44,7 +47,7 @@ def test_a_new_run(tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path / "runs" / "night", "run: {}\n")
     run.append_metrics(1, {"reward/mean": 0.5, "loss": math.nan, "gnorm": np.float64(1.5)})
     run.append_metrics(2, {"reward/mean": 0.75})
-    run.write_samples(1, [group("bien sûr\u2028ok \ud83d")])  # a line separator, half a surrogate pair
+    run.write_samples(1, [group("bien sûr\u2028ok \ud83d")], RULE)  # a line separator, half a surrogate pair
     run.write_summary({"status": "FINISHED", "wall_time_s": math.inf, "files": run.path})
 
     assert run.name == "night"
@@ -78,8 +81,8 @@ def test_resume_drops_later_steps_and_a_line_cut_short(tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path / "night", "a: 1\n")
     for step in (1, 2, 3):
         run.append_metrics(step, {"reward/mean": step / 10})
-        run.write_samples(step, [group("text")])
-        run.write_heldout(step - 1, [group("text")])
+        run.write_samples(step, [group("text")], RULE)
+        run.write_heldout(step - 1, [group("text")], RULE)
     with run.metrics_file.open("a") as file:
         file.write('{"step": 4, "rew')
 

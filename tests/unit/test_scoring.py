@@ -8,19 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from perm_ray.perspectives.asking import Scale
 from perm_ray.perspectives.bystander import CRITERIA, CRITERION_SCALE
-from perm_ray.perspectives.perspective import Scale
 from perm_ray.perspectives.scoring import (
+    Reading,
     ScoreError,
-    answer_opening,
+    criteria_lines,
     criteria_regex,
-    criteria_score,
     expected_score,
-    parse_criteria,
+    sum_of_criteria,
 )
 
 FIVE = Scale(1, 5)
-ANSWER = "12\nStructure: 8\nEfficiency: 0\nObjectivity: 20\nAccuracy: 15"
 REGEX = criteria_regex(CRITERIA, CRITERION_SCALE)
 
 
@@ -64,71 +63,43 @@ def test_a_score_error_survives_pickling():
     assert (str(error), error.reason, error.mass) == ("no digit", "no digit", 0.03)
 
 
-def test_the_criteria_are_read_and_we_add_them_up():
-    reading = criteria_score(ANSWER, CRITERIA, CRITERION_SCALE)
-    assert reading.criteria == {
-        "content": 12.0,
-        "structure": 8.0,
-        "efficiency": 0.0,
-        "objectivity": 20.0,
-        "accuracy": 15.0,
-    }
-    assert reading.score == 55.0
+def point(value: int) -> Reading:
+    """A judge who is sure of a criterion's points."""
+    return expected_score({v: 0.0 if v == value else -math.inf for v in range(21)}, CRITERION_SCALE, 0.2)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "12",
-        ANSWER.replace("Accuracy: 15", "Accuracy: 1").removesuffix("1"),
-        ANSWER.replace("20", "21"),
-        ANSWER.replace("12", "012"),
-        ANSWER.replace("12", "-1"),
-        ANSWER.replace("12", "12.5"),
-        ANSWER.replace("12", "12/20"),
-        ANSWER.replace("12", "**12**"),
-        ANSWER.replace("Structure", "Warmth"),
-        ANSWER.replace("Structure: 8\n", ""),
-        ANSWER + "\nTotal: 55",
-        "\n".join(reversed(ANSWER.split("\n"))),
-        "Content: " + ANSWER,
-        "Score: 5",
-    ],
-)
-def test_anything_but_the_expected_lines_is_unparseable(text):
-    with pytest.raises(ScoreError):
-        parse_criteria(text, CRITERIA, CRITERION_SCALE)
-    assert not re.fullmatch(REGEX, text)
+def test_criteria_are_added_up_by_us():
+    points = dict(zip(CRITERIA, (12, 8, 0, 20, 15), strict=True))
+    reading = sum_of_criteria({name: point(value) for name, value in points.items()})
+    assert reading.criteria == points
+    assert (reading.score, reading.sampled, reading.mass) == (55.0, 55.0, 1.0)
+    assert reading.distribution[55] == 1.0
+    assert len(reading.distribution) == 101
+    assert reading.entropy == 0.0
+
+
+def test_the_sum_of_unsure_criteria_is_spread_by_hand():
+    # 0 or 20 with a half each, twice: 0 with 1/4, 20 with 1/2, 40 with 1/4
+    half = expected_score(
+        {v: math.log(0.4) if v in (0, 20) else -math.inf for v in range(21)}, Scale(0, 20), 0.2
+    )
+    reading = sum_of_criteria({"content": half, "accuracy": half})
+    assert reading.score == pytest.approx(20.0)
+    assert reading.mass == pytest.approx(0.8)
+    assert {i: p for i, p in enumerate(reading.distribution) if p} == pytest.approx(
+        {0: 0.25, 20: 0.5, 40: 0.25}
+    )
+    assert reading.entropy == pytest.approx(1.5 * math.log(2))
 
 
 def test_the_regex_is_plain_enough_for_every_grammar_backend():
     assert not re.search(r"\(\?|[\^$*+{}]|\\[^n]", REGEX)
-    assert answer_opening(CRITERIA) == "Content: "
+    assert criteria_lines(CRITERIA)[0] == "Content: "
 
 
 def test_a_criterion_that_would_need_escaping_is_refused():
     with pytest.raises(ValueError, match="plain letters"):
         criteria_regex(["content (total)"], CRITERION_SCALE)
-
-
-@given(st.lists(st.integers(0, 20), min_size=5, max_size=5))
-def test_whatever_the_regex_allows_is_read(points):
-    lines = [f"{name.capitalize()}: {value}" for name, value in zip(CRITERIA, points, strict=True)]
-    text = "\n".join(lines).removeprefix(answer_opening(CRITERIA))
-    assert re.fullmatch(REGEX, text)
-    assert criteria_score(text, CRITERIA, CRITERION_SCALE).score == sum(points)
-
-
-@given(st.from_regex(REGEX, fullmatch=True))
-def test_whatever_matches_the_regex_parses(text):
-    assert 0 <= criteria_score(text, CRITERIA, CRITERION_SCALE).score <= 100
-
-
-@given(st.text())
-def test_free_text_never_crashes_the_parser(text):
-    with pytest.raises(ScoreError):
-        parse_criteria(text, CRITERIA, CRITERION_SCALE)
 
 
 @given(st.lists(st.floats(0.001, 0.2), min_size=5, max_size=5))

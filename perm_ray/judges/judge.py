@@ -1,0 +1,176 @@
+"""A judge: puts one perspective's questions to an engine, round by round, and reads the answers.
+
+Pure but for the asking, which `actor.py` does for it. Here a failure becomes data: whatever goes wrong
+with a judgment ends as a status and a reason in it, never as a number and never as an exception that
+would lose its siblings.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from perm_ray.config.schema import JudgePoolConfig
+from perm_ray.perspectives import modes
+from perm_ray.perspectives.asking import Answer, Ask, EngineReply
+from perm_ray.perspectives.guard import make_fence
+from perm_ray.perspectives.modes import AskRefusedError, Steps
+from perm_ray.perspectives.perspective import Perspective
+from perm_ray.perspectives.scoring import Reading, ScoreError
+from perm_ray.types import NO_TOKENS, Judgment, Scenario, Status, TokenUsage
+
+ItemKey = tuple[str, int]  # a completion: its scenario and index; an item of a file: its id and 0
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeTask:
+    """One text to judge: the section that the perspective reads of item `key`."""
+
+    scenario: Scenario
+    key: ItemKey
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeReply:
+    """One judgment for each task, in order, and when the engine worked on them: intervals in seconds
+    since the epoch, by the engine's own clock."""
+
+    judgments: Sequence[Judgment]
+    worked: Sequence[Interval]
+
+
+class NoReplyError(Exception):
+    """The engine did not reply, however often it was tried; `reason` is what became of the last try."""
+
+    def __init__(self, reason: str, tries: int) -> None:
+        super().__init__(reason, tries)
+        self.reason = reason
+        self.tries = tries
+
+
+class Asker(Protocol):
+    """Puts a batch of asks to an engine; returns its reply and how many tries it took, or raises
+    `NoReplyError`."""
+
+    async def __call__(self, asks: Sequence[Ask], /) -> tuple[EngineReply, int]: ...
+
+
+@dataclass
+class _Case:
+    """One task on its way to its outcome: a reading, an answer without a score, or (str) no answer."""
+
+    task: JudgeTask
+    steps: Steps
+    asks: Sequence[Ask]
+    attempt: int = 1
+    tries: int = 0
+    tokens: TokenUsage = NO_TOKENS
+    outcome: Reading | ScoreError | str | None = None
+    latency_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Judge:
+    """One perspective's judge. `model` names who answers; `continuing` is what kind of engine it is
+    (see `modes.py`)."""
+
+    perspective: Perspective
+    config: JudgePoolConfig
+    model: str
+    seed: int
+    continuing: bool
+
+    async def judge(self, tasks: Sequence[JudgeTask], ask: Asker) -> JudgeReply:
+        """Judge `tasks` together: in each round all their asks go to the engine as one batch."""
+        start = time.monotonic()
+        cases = [_Case(task, *self._begin(task, attempt=1)) for task in tasks]
+        worked: list[Interval] = []
+        waiting = cases
+        while waiting:
+            worked += await _one_round(waiting, ask)
+            for case in waiting:
+                if case.outcome is not None:
+                    case.latency_s = time.monotonic() - start
+                    self._ask_again(case)
+            waiting = [case for case in waiting if case.outcome is None]
+        return JudgeReply([self._judgment(case) for case in cases], worked)
+
+    def _begin(self, task: JudgeTask, attempt: int) -> tuple[Steps, Sequence[Ask]]:
+        # A fence that is the same for a whole group lets a weak judge compare its texts under equal
+        # conditions; one that is new for each text is harder to guess. The policy sees neither.
+        own = (task.text, self.perspective.name) if self.config.fence == "call" else ()
+        fence = make_fence(self.seed, task.scenario.scenario_id, *own)
+        question = self.perspective.question(task.scenario, task.text, fence)
+        scoring = self.config.scoring
+        seed = self.seed + (attempt - 1) * scoring.num_samples
+        steps = modes.begin(question, scoring, continuing=self.continuing, seed=seed)
+        return steps, next(steps)
+
+    def _ask_again(self, case: _Case) -> None:
+        """Begin anew with an answer that held no score, where a sampled one may differ."""
+        sampled = not self.continuing or self.config.scoring.mode == "sampled"
+        if sampled and isinstance(case.outcome, ScoreError) and case.attempt <= self.config.retries:
+            case.outcome = None
+            case.attempt += 1
+            case.steps, case.asks = self._begin(case.task, case.attempt)
+
+    def _judgment(self, case: _Case) -> Judgment:
+        common: dict[str, Any] = {
+            "perspective": self.perspective.name,
+            "tries": case.tries,
+            "latency_s": case.latency_s,
+            "tokens": case.tokens,
+            "judge": self.model,
+            "rubric_digest": self.perspective.rubric.digest(case.task.scenario.language),
+        }
+        match case.outcome:
+            case Reading() as reading:
+                return Judgment(
+                    status=Status.OK,
+                    score=reading.score,
+                    sampled=reading.sampled,
+                    mass=reading.mass,
+                    distribution=reading.distribution,
+                    entropy=reading.entropy,
+                    spread=reading.spread,
+                    criteria=reading.criteria,
+                    reason=reading.reason,
+                    **common,
+                )
+            case ScoreError() as error:
+                return Judgment(status=Status.UNPARSEABLE, mass=error.mass, reason=error.reason, **common)
+            case why:
+                return Judgment(status=Status.FAILED, reason=str(why), **common)
+
+
+async def _one_round(cases: Sequence[_Case], ask: Asker) -> list[Interval]:
+    """Put every case's asks to the engine and advance each by its answers."""
+    try:
+        reply, tries = await ask([each for case in cases for each in case.asks])
+    except NoReplyError as error:
+        for case in cases:
+            case.outcome, case.tries = error.reason, max(case.tries, error.tries)
+        return []
+    answers = iter(reply.answers)
+    for case in cases:
+        own = [next(answers) for _ in case.asks]
+        case.tries = max(case.tries, tries, case.attempt)
+        case.tokens = sum((answer.tokens for answer in own), case.tokens)
+        _advance(case, own)
+    return [(reply.started_at, reply.finished_at)]
+
+
+def _advance(case: _Case, answers: Sequence[Answer]) -> None:
+    """Send a case its answers: it asks on, or comes to an outcome."""
+    try:
+        case.asks = case.steps.send(answers)
+    except StopIteration as end:
+        case.outcome = end.value
+    except ScoreError as error:
+        case.outcome = error
+    except AskRefusedError as error:
+        case.outcome = str(error)

@@ -1,0 +1,1 @@
+"""What `perm-ray judge` can do: a file each."""
