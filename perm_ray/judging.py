@@ -103,7 +103,7 @@ def start_judges(
     deterministic: bool,
 ) -> Judges:
     """Create every engine and judge; returns at once (see `Judges.starting`)."""
-    engines = JudgeEnginePool(judges.engines, folders, seed, deterministic)
+    engines = JudgeEnginePool(judges, folders, seed, deterministic)
     pools = {name: JudgePool(perspectives[name], pool, judges, seed) for name, pool in judges.pools.items()}
     return Judges(judges, engines, JudgePanel(pools, perspectives, deterministic))
 

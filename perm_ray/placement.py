@@ -46,6 +46,9 @@ def judge_demands(judges: JudgesConfig) -> tuple[Demand, ...]:
         Demand(f"judge engine {name}", engine.replicas, engine.num_cpus, engine.num_gpus, engine.model)
         for name, engine in judges.engines.items()
     ]
+    engines += [
+        Demand(f"judge endpoint {name}", 1, 0.0, 0.0, e.model) for name, e in judges.endpoints.items()
+    ]
     pools = [
         Demand(f"judge {name}", judges.replicas(pool), 0.0, 0.0, f"asks {pool.engine}")
         for name, pool in judges.pools.items()

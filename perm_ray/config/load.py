@@ -35,7 +35,7 @@ from perm_ray.config.schema import Config, JudgePoolConfig
 from perm_ray.errors import ConfigError
 
 # The dicts whose entries are sections of their own.
-_ENTRY_SETS = ("judges.engines", "judges.pools")
+_ENTRY_SETS = ("judges.engines", "judges.endpoints", "judges.pools")
 _OVERRIDE = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=.*", re.DOTALL)
 _NO_INTERPOLATION = (
     "${...} is not read, since it could read the environment; secrets are given as names of environment "

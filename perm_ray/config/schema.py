@@ -8,12 +8,15 @@ with a comment each (a test keeps the two equal); `load.py` merges files and `a.
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from typing import Optional
 
 from perm_ray.errors import ConfigError
 
 BUILTIN_MODEL = "builtin:smollm2-135m-instruct"
+
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")  # what an environment variable is called, and no key is
 
 
 def _require(condition: bool, key: str, expected: str, found: object) -> None:
@@ -134,6 +137,46 @@ class JudgeEngineConfig(EngineConfig):
 
 
 @dataclass(frozen=True)
+class JudgeEndpointConfig:
+    """Judges that live elsewhere, OpenAI-compatible. A key's variable is named here, never the key."""
+
+    base_url: str = ""
+    model: str = ""
+    api_key_env: Optional[str] = None
+    max_concurrency: int = 16
+    rpm: Optional[int] = None
+    tpm: Optional[int] = None
+    timeout_s: float = 60.0
+    max_retries: int = 3
+    queue_timeout_s: float = 240.0
+    logprobs: bool = False
+    structured: str = "none"
+    breaker_failures: int = 8
+    breaker_cooldown_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        section = "judges.endpoints.<name>"
+        at = self.base_url.startswith(("http://", "https://"))
+        _require(at, f"{section}.base_url", "an address such as http://host:8000/v1", self.base_url)
+        _require(bool(self.model), f"{section}.model", "the model's name at the endpoint", self.model)
+        if self.api_key_env is not None:
+            named = bool(_VARIABLE.fullmatch(self.api_key_env))
+            _require(named, f"{section}.api_key_env", "the NAME of an environment variable", "something else")
+        _positive(section, self, "max_concurrency", "timeout_s", "queue_timeout_s")
+        _positive(section, self, "breaker_failures", "breaker_cooldown_s")
+        _at_least_zero(section, self, "max_retries")
+        for name in ("rpm", "tpm"):
+            limit = getattr(self, name)
+            _require(limit is None or limit > 0, f"{section}.{name}", "greater than 0 or null", limit)
+        _one_of(section, self, "structured", "none", "json_schema", "regex")
+
+    @property
+    def longest_call_s(self) -> float:
+        """The most that one answer may take: its place in the queue and all tries."""
+        return self.queue_timeout_s + self.timeout_s * (self.max_retries + 1)
+
+
+@dataclass(frozen=True)
 class RolloutConfig:
     """How much is sampled each step, and by what."""
 
@@ -217,19 +260,27 @@ class AmbiguityConfig:
 
 @dataclass(frozen=True)
 class JudgesConfig:
-    """The judge pools, the engines they ask, and how much failure a run bears."""
+    """The judge pools, the engines and endpoints they ask, and how much failure a run bears."""
 
     engines: dict[str, JudgeEngineConfig] = field(default_factory=_four_engines)
+    endpoints: dict[str, JudgeEndpointConfig] = field(default_factory=dict)
     pools: dict[str, JudgePoolConfig] = field(default_factory=_four_pools)
     max_failure_rate: float = 0.5
     failure_window: int = 4
     ambiguity: AmbiguityConfig = field(default_factory=AmbiguityConfig)
 
     def __post_init__(self) -> None:
+        twice = sorted(self.engines.keys() & self.endpoints.keys())
+        _require(not twice, "judges.endpoints", "names that no engine has", ", ".join(twice))
         for name, pool in self.pools.items():
-            known = ", ".join(sorted(self.engines)) or "none"
+            known = ", ".join(sorted(self.engines | self.endpoints)) or "none"
             key = f"judges.pools.{name}.engine"
-            _require(pool.engine in self.engines, key, f"one of judges.engines ({known})", pool.engine)
+            there = pool.engine in self.engines or pool.engine in self.endpoints
+            _require(there, key, f"one of judges.engines or judges.endpoints ({known})", pool.engine)
+            endpoint = self.endpoints.get(pool.engine)
+            seen = endpoint is None or endpoint.logprobs or pool.scoring.mode != "expected"
+            expected = "reasoned or sampled with an endpoint that gives no logprobs"
+            _require(seen, f"judges.pools.{name}.scoring.mode", expected, pool.scoring.mode)
         _positive("judges", self, "failure_window")
         _require(
             0 < self.max_failure_rate <= 1, "judges.max_failure_rate", "in (0, 1]", self.max_failure_rate
@@ -239,6 +290,10 @@ class JudgesConfig:
         """How many judges a pool has: one for each replica of its engine."""
         engine = self.engines.get(pool.engine)
         return engine.replicas if engine else 1
+
+    def model(self, pool: JudgePoolConfig) -> str:
+        """Who judges: the model of a pool's engine or endpoint."""
+        return (self.engines.get(pool.engine) or self.endpoints[pool.engine]).model
 
 
 @dataclass(frozen=True)

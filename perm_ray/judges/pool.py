@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from perm_ray.config.schema import JudgeEngineConfig, JudgePoolConfig, JudgesConfig
+from perm_ray.config.schema import JudgePoolConfig, JudgesConfig
 from perm_ray.engine.vllm_engine import engine_env
 from perm_ray.judges.actor import JudgeActor
+from perm_ray.judges.endpoint_engine import JudgeEndpoint
 from perm_ray.judges.engine import JudgeEngine
 from perm_ray.judges.judge import Judge, JudgeTask
 from perm_ray.judges.routing import Router
@@ -27,18 +29,14 @@ def engine_actor_name(engine: str, replica: int) -> str:
 
 
 class JudgeEnginePool:
-    """All judge engines, by their name in `judges.engines`. They live as long as this object does."""
+    """All judge engines and endpoints, by their names. They live as long as this object does."""
 
     def __init__(
-        self,
-        configs: Mapping[str, JudgeEngineConfig],
-        model_dirs: Mapping[str, Path],
-        seed: int,
-        deterministic: bool,
+        self, judges: JudgesConfig, model_dirs: Mapping[str, Path], seed: int, deterministic: bool
     ) -> None:
         self._actors: dict[str, list[Any]] = {}
-        for name, config in configs.items():
-            actor: Any = ray.remote(JudgeEngine)
+        engine_actor: Any = ray.remote(JudgeEngine)
+        for name, config in judges.engines.items():
             options = {
                 "num_cpus": config.num_cpus,
                 "num_gpus": config.num_gpus,
@@ -47,11 +45,17 @@ class JudgeEnginePool:
                 **_REPLACED_BY_RAY,
             }
             self._actors[name] = [
-                actor.options(name=engine_actor_name(name, i), **options).remote(
+                engine_actor.options(name=engine_actor_name(name, i), **options).remote(
                     model_dirs[name], config, seed, deterministic
                 )
                 for i in range(config.replicas)
             ]
+        endpoint_actor: Any = ray.remote(JudgeEndpoint)
+        for name, config in judges.endpoints.items():
+            actor = endpoint_actor.options(
+                name=engine_actor_name(name, 0), num_cpus=0, max_concurrency=1000, **_REPLACED_BY_RAY
+            )
+            self._actors[name] = [actor.remote(name, config, seed)]
 
     def starting(self) -> dict[str, ray.ObjectRef]:
         """A call for each engine that returns once it is up."""
@@ -81,8 +85,11 @@ class JudgePool:
         self.config = config
         replicas = judges.replicas(config)
         self.router = Router(replicas, config.max_queue)
-        engine = judges.engines[config.engine]
-        judge = Judge(perspective, config, engine.model, seed, continuing=True)
+        continuing = config.engine in judges.engines
+        if not continuing:  # an endpoint bounds its calls itself
+            bound = judges.endpoints[config.engine].longest_call_s + 10.0
+            self.config = config = replace(config, timeout_s=max(config.timeout_s, bound))
+        judge = Judge(perspective, config, judges.model(config), seed, continuing)
         actor = ray.remote(JudgeActor).options(num_cpus=0, max_concurrency=1000, **_REPLACED_BY_RAY)
         self._actors: list[Any] = [
             actor.remote(judge, engine_actor_name(config.engine, replica)) for replica in range(replicas)

@@ -32,7 +32,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     # `trainer.learner` are what the actors of their rooms are made of.
     (
         *("rollout.actor", "trainer.actor", "trainer.learner"),
-        *(f"judges.{name}" for name in ("actor", "engine", "judge", "load", "routing")),
+        *(f"judges.{name}" for name in ("actor", "endpoint_engine", "engine", "judge", "load", "routing")),
     ),
     ("rollout.pool", "judges.pool", "judges.panel", "judges.accounting", "trainer.group", "placement"),
     ("weight_sync", "checkpoint", "collect", "tracking", "evaluation", "judging"),
