@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 
 import pytest
 from hypothesis import given
@@ -33,6 +34,16 @@ FORMS = (
     "- Score: {}",
     "> Score: {}",
     "| Score | {} |",
+    "| Score | {} | warm |",
+    "Score: **{}**/5",
+    "Score: {} (out of 5)",
+    "Score: [{}]/5",
+    "Score: `{}`",
+    "Score: <{}>",
+    "Score: {} (warm and fitting)",
+    "Score (1-5): {}",
+    "The score is {}.",
+    "Overall rating: {}",
     "{}",
     " {} ",
     "{}.",
@@ -47,6 +58,7 @@ FORMS = (
     "Reason: 10 years, and one sentence.\n\n**Score:** {}\n",
     "Score: {}\nReason: it took 20 words.",
     "Score: {0}\nFinal score: {0}",
+    'My answer:\n```json\n{{"score": {0}}}\n```\nScore: {0}',
 )
 NO_SCORES = (
     "",
@@ -64,6 +76,22 @@ NO_SCORES = (
     "Score: -4",
     "Score: 3-4",
     "Score: 3–4",
+    "Score: 3\u20104",  # a hyphen that is not the keyboard's
+    "Score: 3 \u2212 4",  # a minus sign
+    "Score: \u22124",
+    "Score: 3..4",
+    "Score: 3…4",
+    "Score: 3 → 4",
+    "Score: 3 & 4",
+    "Score: 3 (or 4)",
+    "Score: 3+",
+    "Score: 3 ± 1",
+    "Score: <4",
+    "Score: [4",
+    "Score: 4½",
+    "Score (1-10): 4",
+    "#4",
+    "4)",
     "Score: 3 to 4",
     "Score: 3 or 4",
     "Score: 4/10",
@@ -72,6 +100,10 @@ NO_SCORES = (
     "Score: 4th",
     "Score: 4\nScore: 2",
     "Score: 4\n**Score:** 5",
+    "Score: 4\rScore: 2",
+    "Score: 4\u2028Score: 2",
+    'Score: 2\n```json\n{"score": 4}\n```',
+    '```json\n{"score": 4}\n```\n```json\n{"score": 2}\n```',
     "Reason: I felt 4 things.",
     "I would give it 4 stars, or 5.",
     "4.5",
@@ -108,6 +140,49 @@ def test_full_width_characters_are_read(text: str) -> None:
 def test_what_is_no_score_is_never_a_number(text: str) -> None:
     with pytest.raises(ScoreError):
         parse_score(text, FIVE)
+
+
+HOSTILE = (
+    " ",
+    "*",
+    "_ ",
+    "\t",
+    " |",
+    "(",
+    "```\n",
+    "```json\n{",
+    "Score",
+    "Score: ",
+    "Score:4 ",
+    "1",
+    "1 ",
+    '{"score":',
+)
+
+
+@pytest.mark.parametrize("filling", HOSTILE)
+@pytest.mark.parametrize("start", ["", "Score", "Score:", "Score: 4", "4", "| Score |", "```json\n"])
+def test_no_text_takes_long_to_read(start: str, filling: str) -> None:
+    text = (start + filling * MAX_CHARS)[: MAX_CHARS - 1] + "x"
+    begun = time.process_time()
+    with contextlib.suppress(ScoreError):
+        parse_score(text, FIVE)
+    with contextlib.suppress(ScoreError):
+        parse_criteria_text(text, CRITERIA, CRITERION_SCALE)
+    assert time.process_time() - begun < 1.0
+
+
+blanks = st.text(" \t*_\u00a0\u3000", max_size=4)
+
+
+@given(st.sampled_from(FORMS), st.sampled_from(FIVE.values), blanks, blanks, st.booleans())
+def test_blanks_emphasis_and_full_width_change_no_score(
+    form: str, value: int, before: str, after: str, wide: bool
+) -> None:
+    text = form.format(value)
+    if wide and not text.startswith(("{", "`", "My")):  # JSON's own marks are ASCII
+        text = "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in text)
+    assert parse_score(f"{before}{text}{after}" if "{" not in text else text, FIVE) == value
 
 
 @given(st.text())
@@ -149,6 +224,8 @@ LINES = "\n".join(f"{name.capitalize()}: {value}" for name, value in POINTS.item
         "\n".join(f"{i}. {line}" for i, line in enumerate(LINES.split("\n"), start=1)),
         json.dumps(POINTS),
         "```json\n" + json.dumps({"reason": "sound", **POINTS, "total": 1}) + "\n```",
+        "\n".join(f"| {name} | {value}/20 | to the point |" for name, value in POINTS.items()),
+        LINES.replace("12", "**12** / 20").replace("\n", "\r\n"),
     ],
 )
 def test_criteria_are_read_line_by_line_or_as_json(text: str) -> None:
