@@ -369,12 +369,27 @@ class SyncConfig:
 
 
 @dataclass(frozen=True)
+class ProbeConfig:
+    """Probing the judges while training. `every: 0` turns it off; `rise_threshold` is a share of the
+    scale: an attack score that has risen by so much since the first time is flagged."""
+
+    every: int = 0
+    rise_threshold: float = 0.1
+
+    def __post_init__(self) -> None:
+        _at_least_zero("evaluation.probes", self, "every")
+        key = "evaluation.probes.rise_threshold"
+        _require(0 < self.rise_threshold <= 1, key, "in (0, 1]", self.rise_threshold)
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     """The judged reward on held-out scenarios. `num_scenarios: 0` turns it off."""
 
     num_scenarios: int = 16
     completions_per_prompt: int = 1
     every: int = 0
+    probes: ProbeConfig = field(default_factory=ProbeConfig)
 
     def __post_init__(self) -> None:
         _at_least_zero("evaluation", self, "num_scenarios", "every")
