@@ -1,1 +1,1 @@
-"""Measuring a policy on scenarios it was not trained on."""
+"""Measuring policies on scenarios they were not trained on, and judges on replies that people rated."""
