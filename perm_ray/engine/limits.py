@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Protocol
@@ -28,10 +29,10 @@ class RealClock:
 
 
 class TokenBucket:
-    """At most `per_minute` units a minute, a tenth of a minute's worth at once; None is no limit.
+    """`per_minute` units a minute, and a tenth of a minute's worth at once; None is no limit.
 
-    `take` returns how long to wait before going on: the units are reserved at once, so that callers keep
-    their order. `give_back` returns what was reserved and not used.
+    `take` returns how long to wait before going on, in seconds: the units are reserved at once, so that
+    callers keep their order. `give_back` returns what was reserved and not used.
     """
 
     def __init__(self, per_minute: float | None, clock: Clock) -> None:
@@ -60,42 +61,69 @@ class AdaptiveConcurrency:
     """How many requests may be under way: one more after each round that went well, half after trouble.
 
     Additive increase, multiplicative decrease, as TCP does it (D.-M. Chiu and R. Jain, 1989); always
-    between 1 and `highest`.
+    between 1 and `highest`. Requests that were under way together and fail together are one trouble:
+    each belongs to a round, and trouble ends the round.
     """
 
     def __init__(self, highest: int) -> None:
         self._highest = highest
         self._limit = float(highest)
         self._under_way = 0
-        self._freed = asyncio.Condition()
+        self._round = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
 
     @property
     def limit(self) -> int:
         return int(self._limit)
 
     @asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        """Wait for a slot and hold it."""
-        async with self._freed:
-            await self._freed.wait_for(lambda: self._under_way < self.limit)
-            self._under_way += 1
+    async def place(self, timeout_s: float) -> AsyncIterator[int]:
+        """Hold a place, first come, first served; yields its round.
+
+        Raises `TimeoutError` when none was free within `timeout_s`.
+        """
+        await self._enter(timeout_s)
         try:
-            yield
+            yield self._round
         finally:
             self._under_way -= 1
-            async with self._freed:
-                self._freed.notify_all()
+            self._wake()
 
     def went_well(self) -> None:
         self._limit = min(float(self._highest), self._limit + 1 / self._limit)
+        self._wake()
 
-    def trouble(self) -> None:
-        self._limit = max(1.0, self._limit / 2)
+    def trouble(self, round_: int) -> None:
+        if round_ == self._round:
+            self._limit = max(1.0, self._limit / 2)
+            self._round += 1
+
+    async def _enter(self, timeout_s: float) -> None:
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        self._wake()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await turn
+        except (TimeoutError, asyncio.CancelledError):
+            if turn in self._waiting:
+                self._waiting.remove(turn)
+            else:  # the place came in the moment of giving up: it is the next one's
+                self._under_way -= 1
+                self._wake()
+            raise
+
+    def _wake(self) -> None:
+        while self._waiting and self._under_way < self.limit:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                self._under_way += 1
 
 
 class CircuitBreaker:
     """Stops asking a server that only fails: open after `failures` in a row, for `cooldown_s`; then one
-    request is let through, and what becomes of it decides."""
+    request is let through, and what becomes of that one decides."""
 
     def __init__(self, failures: int, cooldown_s: float, clock: Clock) -> None:
         self._allowed = failures
@@ -112,21 +140,26 @@ class CircuitBreaker:
             return "closed"
         return "open" if self._clock.now() < self._open_until or self._on_trial else "half-open"
 
-    def lets_through(self) -> bool:
-        """Whether a request may be made now; in the half-open state only one may."""
-        if self.state == "half-open":
-            self._on_trial = True
-            return True
-        return self.state == "closed"
+    def begin(self) -> bool:
+        """Count a request that is made now, when the breaker is not open; True when it is the trial.
 
-    def succeeded(self) -> None:
-        self._in_a_row, self._open_until, self._on_trial = 0, None, False
+        Pass the answer on to one of the three methods below.
+        """
+        trial = self.state == "half-open"
+        self._on_trial = self._on_trial or trial
+        return trial
 
-    def failed(self) -> None:
+    def succeeded(self, trial: bool) -> None:
+        if trial or self._open_until is None:
+            self._in_a_row, self._open_until = 0, None
+        self._on_trial = self._on_trial and not trial
+
+    def failed(self, trial: bool) -> None:
         self._in_a_row += 1
-        if self._on_trial or self._in_a_row >= self._allowed:
-            self._open_until, self._on_trial = self._clock.now() + self._cooldown_s, False
+        if trial or (self._open_until is None and self._in_a_row >= self._allowed):
+            self._open_until = self._clock.now() + self._cooldown_s
+        self._on_trial = self._on_trial and not trial
 
-    def undecided(self) -> None:
-        """A request on trial came to no end (it was cancelled, or refused for another reason)."""
-        self._on_trial = False
+    def undecided(self, trial: bool) -> None:
+        """It came to no end (cancelled), or to one that says nothing about the server's health."""
+        self._on_trial = self._on_trial and not trial

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from perm_ray.config.schema import JudgeEndpointConfig, JudgePoolConfig, JudgesConfig, ScoringConfig
-from perm_ray.engine.endpoint import Cause, Endpoint, EndpointError, EndpointReply, retry_after_s
+from perm_ray.engine.endpoint import Endpoint, EndpointReply
+from perm_ray.engine.endpoint_errors import Cause, EndpointError, retry_after_s
 from perm_ray.errors import ConfigError
 from perm_ray.judges.endpoint_engine import JudgeEndpoint, value_answer
 from perm_ray.judges.judge import Judge, JudgeTask
@@ -42,7 +43,7 @@ class FastClock:
 
 def config_of(server: FakeEndpoint, **values: Any) -> JudgeEndpointConfig:
     config = JudgeEndpointConfig(
-        base_url=server.base_url, model="fake", timeout_s=0.5, max_retries=2, queue_timeout_s=60
+        base_url=server.base_url, model="fake", timeout_s=20.0, max_retries=2, queue_timeout_s=60
     )
     return replace(config, **values)
 
@@ -86,7 +87,7 @@ def test_every_fault_has_its_cause_and_is_tried_as_often_as_configured(
 ) -> None:
     with FakeEndpoint(behaviour=always(behaviour)) as server:
         with pytest.raises(EndpointError) as caught:
-            ask(server, max_retries=1, queue_timeout_s=9)
+            ask(server, max_retries=1, timeout_s=0.5 if behaviour == Behaviour.HANG else 20.0)
         assert caught.value.cause == cause, caught.value
         assert server.base_url in str(caught.value)
         assert len(server.requests) == 2

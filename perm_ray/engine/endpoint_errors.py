@@ -1,0 +1,103 @@
+"""Why a request to an endpoint came to nothing: a cause to count, and a sentence for people.
+
+The `openai` package's errors and the network's end here. No message holds the key.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import math
+import time
+from enum import StrEnum
+
+from perm_ray.config.redact import REDACTED, redact_text
+from perm_ray.config.schema import JudgeEndpointConfig
+
+
+class Cause(StrEnum):
+    """Why a request came to nothing."""
+
+    TIMEOUT = "timeout"
+    RATE_LIMITED = "rate_limited"
+    SERVER_ERROR = "server_error"
+    CONNECTION = "connection"
+    MALFORMED = "malformed"
+    UNAUTHORIZED = "unauthorized"
+    REFUSED = "refused"
+    CIRCUIT_OPEN = "circuit_open"
+
+
+WORTH_ANOTHER_TRY = frozenset(
+    {Cause.TIMEOUT, Cause.RATE_LIMITED, Cause.SERVER_ERROR, Cause.CONNECTION, Cause.MALFORMED}
+)
+
+
+class EndpointError(Exception):
+    """A request that came to nothing; the message has the endpoint and what it said."""
+
+    def __init__(self, cause: Cause, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(cause, message, retry_after_s)  # all in args, so that it pickles whole
+        self.cause = cause
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return f"{self.cause}: {self.message}"
+
+
+def explained(error: Exception, name: str, config: JudgeEndpointConfig, key: str | None) -> EndpointError:
+    """What a request to the endpoint `name` raised, as one of ours, in a sentence."""
+    import openai
+
+    at = f"{name} ({redact_text(config.base_url)})"
+    match error:
+        case openai.APITimeoutError() | openai.APIStatusError(status_code=408) | TimeoutError():
+            return EndpointError(Cause.TIMEOUT, f"{at} gave no answer within {config.timeout_s:g} s")
+        case openai.RateLimitError(response=response):
+            pause = retry_after_s(response.headers.get("retry-after"), time.time())
+            return EndpointError(Cause.RATE_LIMITED, f"{at} allows no more requests now", pause)
+        case openai.APIStatusError(status_code=status, response=response) if status >= 500:
+            pause = retry_after_s(response.headers.get("retry-after"), time.time())
+            return EndpointError(Cause.SERVER_ERROR, f"{at} answered {status}", pause)
+        case openai.APIStatusError(status_code=401 | 403 as status):
+            variable = config.api_key_env
+            sent = f"the key in {variable}" if variable else "a request without a key (set api_key_env)"
+            return EndpointError(Cause.UNAUTHORIZED, f"{at} does not accept {sent} ({status})")
+        case openai.APIStatusError(status_code=404):
+            what = f"has no chat model {config.model!r} at this address (404): mend model or base_url"
+            return EndpointError(Cause.REFUSED, f"{at} {what}")
+        case openai.APIStatusError(status_code=status):
+            return EndpointError(Cause.REFUSED, f"{at} answered {status}: {_said(error, key)}")
+        case openai.APIConnectionError():
+            return EndpointError(Cause.CONNECTION, f"{at} cannot be reached: {_root(error, key)}")
+        case _:
+            return EndpointError(
+                Cause.MALFORMED, f"{at} answered with no chat completion: {_root(error, key)}"
+            )
+
+
+def retry_after_s(header: str | None, now: float) -> float | None:
+    """The seconds a `Retry-After` header asks to wait (RFC 9110, section 10.2.3: a number or a date)."""
+    if header is None:
+        return None
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(header).timestamp() - now
+        except ValueError:
+            return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def _root(error: BaseException, key: str | None) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    what = "invalid JSON" if isinstance(error, json.JSONDecodeError) else _said(error, key)
+    return f"{type(error).__name__}: {what}" if what else type(error).__name__
+
+
+def _said(error: BaseException, key: str | None) -> str:
+    text = " ".join(str(error).split())
+    return (text.replace(key, REDACTED) if key else text)[:300]
