@@ -20,6 +20,7 @@ from perm_ray.judges.panel import JudgePanel
 from perm_ray.perspectives.perspective import Perspective
 from perm_ray.rewards.advantages import group_advantages
 from perm_ray.rewards.combine import reward_of
+from perm_ray.rewards.score_map import ScoreMap
 from perm_ray.rollout.pool import RolloutPool
 from perm_ray.types import Completion, Judgment, Prompt, Rollout, RolloutGroup, Sections
 
@@ -53,6 +54,7 @@ class Collector:
     panel: JudgePanel
     perspectives: Mapping[str, Perspective]
     rewards: RewardConfig
+    score_maps: Mapping[str, ScoreMap] = field(default_factory=dict)
 
     def collect(
         self,
@@ -105,7 +107,7 @@ class Collector:
         self, completion: Completion, sections: Sections, judgments: Mapping[str, Judgment]
     ) -> Rollout:
         reward, masked_because = reward_of(
-            judgments, self.perspectives, len(completion.token_ids), self.rewards
+            judgments, self.perspectives, len(completion.token_ids), self.rewards, self.score_maps
         )
         return Rollout(completion, sections, judgments, reward, masked_because)
 

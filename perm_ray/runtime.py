@@ -25,6 +25,7 @@ from perm_ray.perspectives.perspective import Perspective
 from perm_ray.placement import await_resources, check_local_resources, demands, start_ray, stop_ray
 from perm_ray.remote import wait_all
 from perm_ray.rewards.combine import check_perspectives
+from perm_ray.rewards.score_map import ScoreMap, score_maps_for
 from perm_ray.rollout.pool import RolloutPool
 from perm_ray.signals import StopSignals
 from perm_ray.tracking.ambiguous import AmbiguityRule
@@ -44,6 +45,7 @@ class RunPlan:
     train: tuple[Scenario, ...]
     heldout: tuple[Scenario, ...]
     perspectives: Mapping[str, Perspective]
+    score_maps: Mapping[str, ScoreMap]
     template: str
 
     @property
@@ -61,12 +63,15 @@ def plan_run(config: Config) -> RunPlan:
     perspectives = build_perspectives(config.judges)
     check_perspectives(perspectives, config.rewards)
     check_local_resources(config.ray, demands(config))
+    train = load_scenarios(config.data.train)
     heldout = load_scenarios(config.data.heldout) if config.evaluation.num_scenarios else ()
+    languages = [scenario.language for scenario in (*train, *heldout)]
     plan = RunPlan(
         config=config,
-        train=load_scenarios(config.data.train),
+        train=train,
         heldout=heldout[: config.evaluation.num_scenarios],
         perspectives=perspectives,
+        score_maps=score_maps_for(config.rewards.score_map, config.judges, perspectives, languages),
         template=load_template(config.prompt.template),
     )
     plan.new_sampler()  # refuses more prompts a step than there are scenarios
@@ -187,7 +192,7 @@ def _start(
         tracker=tracker,
         progress=progress,
         sampler=plan.new_sampler(),
-        collector=Collector(rollouts, judges.panel, plan.perspectives, config.rewards),
+        collector=Collector(rollouts, judges.panel, plan.perspectives, config.rewards, plan.score_maps),
         judges=judges,
         trainer=trainer,
         weight_sync=weight_sync,

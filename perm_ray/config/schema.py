@@ -306,6 +306,7 @@ class RewardConfig:
     length_coef: float = 0.001
     length_free_tokens: int = 768
     missing_section: str = "floor"
+    score_map: Optional[str] = None
     advantage_scaling: str = "group"
 
     def __post_init__(self) -> None:

@@ -6,18 +6,23 @@
     reward    = empathy + bystander + length
 
 The driver calls `reward_of` when the last judgment of a completion is in. A judgment that failed
-masks the rollout: a failure never becomes a number.
+masks the rollout: a failure never becomes a number. With a score map (`score_map.py`) each score is
+first turned into what people would have given; judgments keep the judge's own.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal, Protocol
 
 from perm_ray.config.schema import RewardConfig
 from perm_ray.errors import ConfigError
+from perm_ray.rewards.score_map import ScoreMap
 from perm_ray.types import Judgment, Reward, Status
+
+NO_MAPS: Mapping[str, ScoreMap] = MappingProxyType({})
 
 
 class ScoreScale(Protocol):
@@ -43,6 +48,7 @@ def reward_of(
     perspectives: Mapping[str, RewardedPerspective],
     completion_tokens: int,
     config: RewardConfig,
+    score_maps: Mapping[str, ScoreMap] = NO_MAPS,
 ) -> tuple[Reward | None, str]:
     """The reward and "", or None and why the rollout is masked.
 
@@ -62,7 +68,7 @@ def reward_of(
     for name, perspective in perspectives.items():
         judgment = judgments[name]
         if judgment.status == Status.OK:
-            scores[name] = _share_of_maximum(judgment, perspective.scale)
+            scores[name] = _share_of_maximum(judgment, perspective.scale, score_maps.get(name))
         elif judgment.status == Status.SKIPPED and config.missing_section == "floor":
             scores[name] = perspective.scale.low / perspective.scale.high
         else:
@@ -114,11 +120,11 @@ def check_perspectives(perspectives: Mapping[str, RewardedPerspective], config: 
         )
 
 
-def _share_of_maximum(judgment: Judgment, scale: ScoreScale) -> float:
-    """An ok judgment's score over its scale's maximum. A score off the scale is a bug in its judge."""
+def _share_of_maximum(judgment: Judgment, scale: ScoreScale, score_map: ScoreMap | None) -> float:
+    """An ok judgment's (mapped) score over its scale's maximum. One off the scale is a bug in its judge."""
     score = judgment.score
     if score is None or not scale.low <= score <= scale.high:
         raise ValueError(
             f"an ok judgment of {judgment.perspective} must score {scale.low} to {scale.high}, found {score}"
         )
-    return score / scale.high
+    return (score if score_map is None else score_map.apply(score)) / scale.high

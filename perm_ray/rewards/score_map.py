@@ -1,0 +1,206 @@
+"""A monotone map from a judge's scores to what people would have given, on the judge's own scale.
+
+`perm-ray judge calibrate --fit-map FILE` makes the file (`evaluation/score_fit.py`), `rewards.score_map:
+FILE` uses it: the reward is then made of mapped scores, and judgments keep the raw ones. A map belongs to
+the judge it was made with: another model, rubric or scoring mode is refused. Pure.
+
+The file is one JSON object::
+
+    {"kind": "perm_ray score map", "perspectives": {"expression": {
+        "judge": "builtin:...", "mode": "expected", "rubric_digests": ["0123abcd..."], "scale": [1, 5],
+        "n": 200, "scores": [1.2, 2.8, 4.1], "mapped": [1.0, 2.1, 4.4], "error": {...}}}}
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+from perm_ray.config.schema import JudgesConfig
+from perm_ray.errors import ConfigError
+
+KIND = "perm_ray score map"
+
+_FIELDS = ("judge", "mode", "rubric_digests", "scale", "n", "scores", "mapped")
+
+
+class MappedScale(Protocol):
+    """The ends of a scale (`perspectives.Scale` is one)."""
+
+    @property
+    def low(self) -> int: ...
+    @property
+    def high(self) -> int: ...
+
+
+class MappedRubric(Protocol):
+    """Names the text that a judge reads for a language (`perspectives.Rubric` is one)."""
+
+    def digest(self, language: str | None = None) -> str: ...
+
+
+class MappedPerspective(Protocol):
+    """What a map must fit (every `perspectives.Perspective` is one)."""
+
+    @property
+    def scale(self) -> MappedScale: ...
+    @property
+    def rubric(self) -> MappedRubric: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreMap:
+    """One perspective's map: `mapped[i]` is worth `scores[i]`, with straight lines in between.
+
+    `scores` increase strictly and `mapped` never falls; both are on `scale` (lowest, highest). `n` is how
+    many items it was fitted on; `error` is what fitting was worth, by cross-validation.
+    """
+
+    judge: str
+    mode: str
+    rubric_digests: tuple[str, ...]
+    scale: tuple[int, int]
+    n: int
+    scores: tuple[float, ...]
+    mapped: tuple[float, ...]
+    error: Mapping[str, float] = field(default_factory=dict)
+
+    def apply(self, score: float) -> float:
+        """The score that people would have given; beyond the ends of the map, its end."""
+        i = bisect_right(self.scores, score)
+        if i == 0:
+            value = self.mapped[0]
+        elif i == len(self.scores):
+            value = self.mapped[-1]
+        else:
+            left, right = self.scores[i - 1], self.scores[i]
+            share = (score - left) / (right - left)
+            value = self.mapped[i - 1] + share * (self.mapped[i] - self.mapped[i - 1])
+        return min(max(value, self.scale[0]), self.scale[1])
+
+
+def load_score_maps(path: str | Path) -> dict[str, ScoreMap]:
+    """The maps of a file, by perspective. Raises `ConfigError` when it is no such file, or not monotone."""
+    file = Path(path).expanduser()
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"rewards.score_map cannot be read: {file} ({error.strerror}).") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"rewards.score_map must be JSON, found {file} ({error}).") from error
+    entries = document.get("perspectives") if isinstance(document, dict) else None
+    if not isinstance(entries, dict) or not entries or document.get("kind") != KIND:
+        raise ConfigError(
+            f"rewards.score_map must be a file that `perm-ray judge calibrate --fit-map` wrote, found {file}."
+        )
+    return {str(name): _score_map(file, str(name), entry) for name, entry in entries.items()}
+
+
+def score_maps_for(
+    path: str | None,
+    judges: JudgesConfig,
+    perspectives: Mapping[str, MappedPerspective],
+    languages: Iterable[str | None],
+) -> dict[str, ScoreMap]:
+    """The maps of the file at `path` (none without one), for use with these judges.
+
+    `languages` are those of the data: a rubric may have a variant for each. Raises `ConfigError` for a
+    map that was made with another judge model, scoring mode, scale or rubric.
+    """
+    maps = load_score_maps(path) if path is not None else {}
+    tags = set(languages)
+    for name, score_map in maps.items():
+        if name not in perspectives:
+            raise ConfigError(
+                f"rewards.score_map has a map of {name}, and judges.pools has no such perspective: calibrate "
+                "the judges you use."
+            )
+        pool, perspective = judges.pools[name], perspectives[name]
+        _require_equal(name, "judge model", score_map.judge, judges.model(pool))
+        _require_equal(name, "scoring mode", score_map.mode, pool.scoring.mode)
+        scale = (perspective.scale.low, perspective.scale.high)
+        _require_equal(name, "scale", score_map.scale, scale)
+        for digest in sorted({perspective.rubric.digest(language) for language in tags}):
+            if digest not in score_map.rubric_digests:
+                _require_equal(name, "rubric", ", ".join(score_map.rubric_digests), digest)
+    return maps
+
+
+def _require_equal(name: str, what: str, made_with: object, found: object) -> None:
+    if made_with != found:
+        raise ConfigError(
+            f"rewards.score_map was made with the {what} {made_with} of {name}, found {found}: calibrate "
+            "again with what you use, or leave the map out."
+        )
+
+
+def score_maps_document(maps: Mapping[str, ScoreMap]) -> dict[str, object]:
+    """The maps as the file holds them."""
+    entries = {
+        name: {
+            **{key: getattr(score_map, key) for key in _FIELDS},
+            "error": dict(score_map.error),
+        }
+        for name, score_map in maps.items()
+    }
+    return {"kind": KIND, "perspectives": entries}
+
+
+def _score_map(file: Path, name: str, entry: object) -> ScoreMap:
+    values: dict[str, Any] = {key: entry.get(key) for key in _FIELDS} if isinstance(entry, dict) else {}
+    for key, expected, is_right in _CHECKS:
+        if not values or not is_right(values):
+            raise ConfigError(
+                f"In the score map {file}, {name}.{key} must be {expected}, found "
+                f"{str(values.get(key))[:80]}: calibrate again."
+            )
+    error = entry.get("error") if isinstance(entry, dict) else None
+    return ScoreMap(
+        judge=values["judge"],
+        mode=values["mode"],
+        rubric_digests=tuple(values["rubric_digests"]),
+        scale=(values["scale"][0], values["scale"][1]),
+        n=values["n"],
+        scores=tuple(map(float, values["scores"])),
+        mapped=tuple(map(float, values["mapped"])),
+        error=error if isinstance(error, dict) else {},
+    )
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(each, str) for each in value)
+
+
+def _ends(value: object) -> bool:
+    return isinstance(value, list) and [type(end) for end in value] == [int, int] and value[0] < value[1]
+
+
+def _within(value: object, scale: list[int]) -> bool:
+    """Is it a list of finite numbers on the scale, with one at least?"""
+    if not isinstance(value, list) or not value:
+        return False
+    return all(type(v) in (int, float) and scale[0] <= v <= scale[1] for v in value)
+
+
+# What must hold of an entry, in an order in which each check may rely on those before it.
+_CHECKS: tuple[tuple[str, str, Callable[[dict[str, Any]], bool]], ...] = (
+    ("judge", "a text", lambda v: isinstance(v["judge"], str)),
+    ("mode", "a text", lambda v: isinstance(v["mode"], str)),
+    ("rubric_digests", "a list of texts", lambda v: _texts(v["rubric_digests"])),
+    ("scale", "two whole numbers, the lower first", lambda v: _ends(v["scale"])),
+    ("n", "a whole number from 1", lambda v: type(v["n"]) is int and v["n"] >= 1),
+    ("scores", "numbers on the scale", lambda v: _within(v["scores"], v["scale"])),
+    ("scores", "strictly increasing", lambda v: all(a < b for a, b in pairwise(v["scores"]))),
+    ("mapped", "numbers on the scale", lambda v: _within(v["mapped"], v["scale"])),
+    ("mapped", "one number for each of scores", lambda v: len(v["mapped"]) == len(v["scores"])),
+    (
+        "mapped",
+        "monotone (a better score is never worth less)",
+        lambda v: all(a <= b for a, b in pairwise(v["mapped"])),
+    ),
+)
