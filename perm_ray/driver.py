@@ -38,12 +38,14 @@ class Driver:
         run.weight_sync.push(self.state.step)
         if not self.state.before:
             self.state = replace(self.state, before=asdict(self._evaluate(step=0)))
+            self._probe(step=0)
         self._step_began = time.monotonic()
         for step in range(self.state.step + 1, config.run.steps + 1):
             self._step(step)
             if config.evaluation.every and step % config.evaluation.every == 0 and step < config.run.steps:
                 self._evaluate(step)
-                self._step_began = time.monotonic()
+            self._probe(step)
+            self._step_began = time.monotonic()
             if config.checkpoint.every and step % config.checkpoint.every == 0:
                 self.save()
         before = HeldoutResult(**self.state.before)
@@ -140,6 +142,21 @@ class Driver:
         result = heldout_result(collected.groups, metrics)
         run.tracker.log_step(step, {f"heldout/{name}": value for name, value in result.metrics.items()})
         return result
+
+    def _probe(self, step: int) -> None:
+        """Put the probes to the judges, if it is time, and say which attacks pay better than at first."""
+        run = self._run
+        if not run.probes.due(step):
+            return
+        self._stop.check()
+        run.progress.note(f"Probing the judges with {len(run.probes.items)} texts.")
+        probing = run.probes.look(run.session.judge(run.probes.items))
+        run.directory.write_probes(step, probing.metrics, probing.report.rows())
+        run.tracker.log_step(step, probing.metrics)
+        for rise in probing.rises:
+            run.progress.note(
+                f"An attack pays better than at first: {rise.metric} {rise.first:.2f} -> {rise.now:.2f}"
+            )
 
 
 def train_sequences(groups: Sequence[RolloutGroup]) -> list[TrainSequence]:

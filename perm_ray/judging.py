@@ -27,6 +27,7 @@ from perm_ray.perspectives.perspective import Perspective
 from perm_ray.perspectives.registry import build_perspective
 from perm_ray.placement import await_resources, check_local_resources, judge_demands, start_ray, stop_ray
 from perm_ray.remote import wait_all
+from perm_ray.signals import StopSignals
 from perm_ray.types import JudgeItem, Judgment, Scenario
 
 ITEMS_AT_ONCE = 32  # what a `JudgeSession` has under way: enough to keep the engines' batches full
@@ -130,16 +131,20 @@ class JudgeSession:
 
 @contextmanager
 def judging(config: Config) -> Iterator[JudgeSession]:
-    """Start Ray and the judges of `config`, nothing else; end them on the way out."""
+    """Start Ray and the judges of `config`, nothing else; end them on the way out, also by a signal, which
+    raises `Interrupted` in the block."""
     rows = judge_demands(config.judges)
     check_local_resources(config.ray, rows)
     perspectives = build_perspectives(config.judges)
     folders = resolve_judges(config.judges)
-    try:
-        start_ray(config.ray, rows)
-        await_resources(config.ray, rows)
-        judges = start_judges(config.judges, perspectives, folders, config.run.seed, config.run.deterministic)
-        wait_all(judges.starting(), timeout_s=judges.start_timeout_s, doing="starting")
-        yield JudgeSession(perspectives, judges)
-    finally:
-        stop_ray()
+    with StopSignals() as stop:
+        try:
+            start_ray(config.ray, rows)
+            stop.take_back()
+            await_resources(config.ray, rows)
+            seed, deterministic = config.run.seed, config.run.deterministic
+            judges = start_judges(config.judges, perspectives, folders, seed, deterministic)
+            wait_all(judges.starting(), timeout_s=judges.start_timeout_s, doing="starting")
+            yield JudgeSession(perspectives, judges)
+        finally:
+            stop_ray()

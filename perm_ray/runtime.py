@@ -19,8 +19,16 @@ from perm_ray.data.sampler import ScenarioSampler
 from perm_ray.data.scenarios import load_scenarios, scenario_digest
 from perm_ray.engine.models import check_context, resolve_model
 from perm_ray.errors import ConfigError
+from perm_ray.evaluation.probe_report import ProbeWatch
+from perm_ray.evaluation.probes import load_probes
 from perm_ray.judges.accounting import FailureLimit
-from perm_ray.judging import Judges, build_perspectives, check_judge_prompts, resolve_judges, start_judges
+from perm_ray.judging import (
+    JudgeSession,
+    build_perspectives,
+    check_judge_prompts,
+    resolve_judges,
+    start_judges,
+)
 from perm_ray.perspectives.perspective import Perspective
 from perm_ray.placement import await_resources, check_local_resources, demands, start_ray, stop_ray
 from perm_ray.remote import wait_all
@@ -129,7 +137,8 @@ class Runtime:
     progress: RunProgress
     sampler: ScenarioSampler
     collector: Collector
-    judges: Judges
+    session: JudgeSession
+    probes: ProbeWatch
     trainer: TrainerGroup
     weight_sync: WeightSync
     checkpoints: Checkpoints
@@ -193,7 +202,10 @@ def _start(
         progress=progress,
         sampler=plan.new_sampler(),
         collector=Collector(rollouts, judges.panel, plan.perspectives, config.rewards, plan.score_maps),
-        judges=judges,
+        session=JudgeSession(plan.perspectives, judges),
+        probes=ProbeWatch(
+            config.evaluation.probes, load_probes(), plan.perspectives, directory.first_probes()
+        ),
         trainer=trainer,
         weight_sync=weight_sync,
         checkpoints=Checkpoints(directory.checkpoints, config.checkpoint.keep),

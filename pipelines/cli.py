@@ -9,7 +9,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from perm_ray.errors import PermRayError, UserError
+from perm_ray.errors import Interrupted, PermRayError, UserError
 
 VERBS = {
     "train": "train a policy with PERM's reward",
@@ -39,6 +39,9 @@ def run_verb(verb: str, arguments: Sequence[str]) -> int:
     except UserError as error:
         print(f"perm-ray {verb}: {error}", file=sys.stderr)
         return 2
+    except Interrupted as error:
+        print(f"perm-ray {verb}: {error}", file=sys.stderr)
+        return 130
     except PermRayError as error:
         print(f"perm-ray {verb}: {error}", file=sys.stderr)
         return 1

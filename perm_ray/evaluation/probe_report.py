@@ -103,14 +103,9 @@ class ProbeReport:
                     metrics[f"probe/{perspective}/{kind}"] = score
         return metrics
 
-    def as_dict(self) -> dict[str, object]:
-        """All of it as plain values, for a JSON file."""
-        whole = {"all": self._row(None, None)} | {kind: self._row(None, kind) for kind in self.kinds}
-        by_perspective = {
-            name: {"all": self._row(name, None)} | {kind: self._row(name, kind) for kind in self.kinds}
-            for name in self.perspectives
-        }
-        outcomes = [
+    def rows(self) -> list[dict[str, object]]:
+        """Each outcome as plain values, for a file of rows."""
+        return [
             {
                 "probe": outcome.probe.probe_id,
                 "kind": outcome.probe.kind,
@@ -122,7 +117,15 @@ class ProbeReport:
             }
             for outcome in self.outcomes
         ]
-        return {"pass_rates": whole, "perspectives": by_perspective, "outcomes": outcomes}
+
+    def as_dict(self) -> dict[str, object]:
+        """All of it as plain values, for a JSON file."""
+        whole = {"all": self._row(None, None)} | {kind: self._row(None, kind) for kind in self.kinds}
+        by_perspective = {
+            name: {"all": self._row(name, None)} | {kind: self._row(name, kind) for kind in self.kinds}
+            for name in self.perspectives
+        }
+        return {"pass_rates": whole, "perspectives": by_perspective, "outcomes": self.rows()}
 
     def _row(self, perspective: str | None, kind: str | None) -> dict[str, object]:
         rate = self.pass_rate(perspective, kind)

@@ -146,5 +146,17 @@ class RunDirectory:
         """Write the rollouts of an evaluation after `step` (0: before training)."""
         write_jsonl_atomic(self.samples / f"heldout_{step:06d}.jsonl", sample_rows(step, groups, rule))
 
+    def write_probes(self, step: int, metrics: Mapping[str, float], outcomes: Sequence[object]) -> None:
+        """Write what probing the judges after `step` gave: the metrics, then a row for each outcome."""
+        rows = [{"metrics": dict(metrics)}, *outcomes]
+        write_jsonl_atomic(self.samples / f"probes_{step:06d}.jsonl", rows)
+
+    def first_probes(self) -> Mapping[str, float]:
+        """The metrics of the run's first probing; none before it."""
+        files = sorted(self.samples.glob("probes_*.jsonl"))
+        if not files:
+            return {}
+        return json.loads(files[0].read_text(encoding="utf-8").split("\n")[0])["metrics"]
+
     def write_summary(self, summary: Mapping[str, object]) -> None:
         write_json_atomic(self.summary_file, summary)

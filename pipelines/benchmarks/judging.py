@@ -1,11 +1,12 @@
 """What judging costs: three modes, with and without the prefix cache, one engine for all pools or four.
 
 64 completions of the policy (16 scenarios, 4 each), judged from every perspective. Without the cache a
-judgment costs so much more that only 8 of them are judged: compare the figures per judgment.
+judgment costs so much more that only 4 of them are judged, and once: compare the figures per judgment.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,13 +24,13 @@ if TYPE_CHECKING:
 DESCRIPTION = "Judging: 64 completions from four perspectives"
 CONFIG = "local.yaml"
 MODES = ("expected", "reasoned", "sampled")
-NUM_SCENARIOS, NUM_COMPLETIONS, FEW, ROUNDS = 16, 4, 8, 3
+NUM_SCENARIOS, NUM_COMPLETIONS, FEW, ROUNDS = 16, 4, 4, 3
 
 Figures = dict[str, float | list[float]]
 
 
 def measure(config: Config) -> Figures:
-    """Medians of several rounds after one that warms up; a round begins with an empty cache.
+    """Medians of several rounds; each begins with an empty cache.
 
     `cache_hit_share` is the share of prompt tokens found in the cache, `pools_busy_together` the share
     of the judging time in which all four pools have work running (four engines), both for `expected`.
@@ -53,17 +54,21 @@ def _completions(config: Config) -> list[JudgeItem]:
     from perm_ray.remote import wait_all
     from perm_ray.rollout.pool import RolloutPool
     from perm_ray.runtime import plan_run, prepare_models
+    from perm_ray.signals import StopSignals
 
     models = prepare_models(plan_run(config))
     prompts = models.train_prompts[:NUM_SCENARIOS]
     scenarios = {prompt.scenario.scenario_id: prompt.scenario for prompt in prompts}
-    start_ray(config.ray, demands(config))
-    try:
-        pool = RolloutPool(config.rollout, models.policy, seed=0, deterministic=True)
-        wait_all(pool.starting(), timeout_s=config.rollout.engine.start_timeout_s, doing="starting")
-        completions = list(pool.sample(prompts, num_completions=NUM_COMPLETIONS, step=0))
-    finally:
-        stop_ray()
+    rows = demands(config)[:1]  # the rollout engine
+    with StopSignals() as stop:
+        try:
+            start_ray(config.ray, rows)
+            stop.take_back()
+            pool = RolloutPool(config.rollout, models.policy, seed=0, deterministic=True)
+            wait_all(pool.starting(), timeout_s=config.rollout.engine.start_timeout_s, doing="starting")
+            completions = list(pool.sample(prompts, num_completions=NUM_COMPLETIONS, step=0))
+        finally:
+            stop_ray()
     completions.sort(key=lambda completion: (completion.scenario_id, completion.index))
     return [
         _item(scenarios[completion.scenario_id], completion.index, completion.text.split())
@@ -95,10 +100,12 @@ def _settings(config: Config, items: Sequence[JudgeItem], num_engines: int, cach
             for pool in pools.values():
                 wait_all(pool.starting(), timeout_s=60.0, doing="starting")
             panel = JudgePanel(pools, session.perspectives, deterministic=False)
-            rounds = [_round(panel, session.judges.engines, items) for _ in range(ROUNDS + 1)][1:]
+            _round(panel, session.judges.engines, items[:2])  # compiles grammars
+            rounds = [_round(panel, session.judges.engines, items) for _ in range(ROUNDS if cache else 1)]
             name = f"{mode}, {num_engines} engine{'s' if num_engines > 1 else ''}"
             name += "" if cache else ", no cache"
             figures |= {f"{name}: {what}": median(r[what] for r in rounds) for what in rounds[0]}
+            print(f"{name}: {figures[f'{name}: seconds']:.1f} s", file=sys.stderr, flush=True)
             figures[f"{name}: seconds, rounds"] = [r["seconds"] for r in rounds]
     return figures
 
