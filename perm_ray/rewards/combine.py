@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Literal, Protocol
 
@@ -83,6 +84,32 @@ def reward_of(
     bystander = config.bystander_coef * (math.fsum(outside) / len(outside) - 1.0) if outside else 0.0
     length = -config.length_coef * max(0, completion_tokens - config.length_free_tokens)
     return Reward(empathy + bystander + length, empathy, bystander, length), ""
+
+
+def reward_of_asked(
+    judgments: Mapping[str, Judgment],
+    perspectives: Mapping[str, RewardedPerspective],
+    config: RewardConfig,
+    score_maps: Mapping[str, ScoreMap] = NO_MAPS,
+) -> tuple[Reward | None, str, tuple[str, ...]]:
+    """The reward of a text that no policy of ours wrote, from the perspectives that could be asked.
+
+    Returns the reward (None when masked), why it is masked, and the names of those perspectives. A skipped
+    judgment leaves its perspective out, whatever `missing_section` says: nobody told the author of the text
+    to write that section. There is no length part: the tokens are not known.
+    """
+    asked = tuple(name for name in perspectives if judgments[name].status != Status.SKIPPED)
+    if not any(perspectives[name].kind == "empathy" for name in asked):
+        return None, "no empathy perspective could be asked", asked
+    weights = {name: weight for name, weight in config.weights.items() if name in asked}
+    reward, why = reward_of(
+        {name: judgments[name] for name in asked},
+        {name: perspectives[name] for name in asked},
+        0,
+        replace(config, weights=weights),
+        score_maps,
+    )
+    return reward, why, asked
 
 
 def combine(values: Sequence[float], weights: Sequence[float], how: str) -> float:
