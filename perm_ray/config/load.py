@@ -8,8 +8,9 @@ OmegaConf converts the values, merges the layers and builds the dataclasses.
 Two rules to know:
 
 - A file that names any entry of `judges.engines` (or of `judges.pools`) replaces that whole default
-  set: a file with one engine `shared` has one engine, not five. An override changes a single value
-  of an entry that exists (`judges.pools.resonation.retries=2`).
+  set: a file with one engine `shared` has one engine, not five. Of the default engines that it does
+  not name, those that none of its pools asks are left out: pools that ask endpoints start no engine.
+  An override changes a single value of an entry that exists (`judges.pools.resonation.retries=2`).
 - `${...}` is refused. It would let a file read the environment, and secrets with it; YAML anchors
   (`&judge`, `*judge`) repeat a value as well.
 """
@@ -30,7 +31,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
-from perm_ray.config.redact import redact, redact_text
+from perm_ray.config.redact import REDACTED, is_secret_key, redact, redact_text
 from perm_ray.config.schema import Config, JudgePoolConfig
 from perm_ray.errors import ConfigError
 
@@ -70,16 +71,28 @@ def _with_file(current: DictConfig, path: Path) -> DictConfig:
             section = OmegaConf.select(current, section_key)
             with read_write(section):
                 section[name] = {}
+    _leave_out_engines(current, layer)
     merged = _merged(current, layer)
     _require_engines(merged, layer, where)
     return merged
+
+
+def _leave_out_engines(current: DictConfig, layer: Mapping[str, object]) -> None:
+    """Default engines that nobody asks would only take memory."""
+    pools = _lookup(layer, "judges.pools")
+    if isinstance(pools, Mapping) and pools and not _lookup(layer, "judges.engines"):
+        asked = {pool.get("engine", JudgePoolConfig.engine) for pool in pools.values()}
+        with read_write(current.judges):
+            engines = current.judges.engines
+            current.judges.engines = {name: engines[name] for name in engines if name in asked}
 
 
 def _require_engines(merged: DictConfig, layer: Mapping[str, object], where: str) -> None:
     """The replacing rule surprises someone who only wants to change a rubric: say what to do."""
     pools = _lookup(layer, "judges.pools")
     for name, pool in pools.items() if isinstance(pools, Mapping) else ():
-        if "engine" not in pool and JudgePoolConfig.engine not in merged.judges.engines:
+        known = (*merged.judges.engines, *merged.judges.endpoints)
+        if "engine" not in pool and JudgePoolConfig.engine not in known:
             raise ConfigError(
                 f"judges.pools.{name} {where} needs an engine: a file that names a pool replaces all four "
                 f"default pools. To change one value, use an override such as judges.pools.{name}.retries=2."
@@ -87,7 +100,9 @@ def _require_engines(merged: DictConfig, layer: Mapping[str, object], where: str
 
 
 def _with_override(current: DictConfig, override: str) -> DictConfig:
-    shown = redact_text(override)
+    key, is_given, _ = override.partition("=")
+    secret = is_given and is_secret_key(key.rpartition(".")[2])
+    shown = f"{key}={REDACTED}" if secret else redact_text(override)
     if not _OVERRIDE.fullmatch(override):
         raise ConfigError(f"Override {shown!r} cannot be read: expected a.b=c, for example run.steps=10.")
     try:

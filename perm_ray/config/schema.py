@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Optional
 
+from perm_ray.config.redact import redact_text
 from perm_ray.errors import ConfigError
 
 BUILTIN_MODEL = "builtin:smollm2-135m-instruct"
@@ -156,8 +157,10 @@ class JudgeEndpointConfig:
 
     def __post_init__(self) -> None:
         section = "judges.endpoints.<name>"
-        at = self.base_url.startswith(("http://", "https://"))
-        _require(at, f"{section}.base_url", "an address such as http://host:8000/v1", self.base_url)
+        shown = redact_text(self.base_url)
+        at = re.match(r"https?://[^/?#\s]", self.base_url) is not None and shown == self.base_url
+        expected = "an address such as http://host:8000/v1, without a password or key in it"
+        _require(at, f"{section}.base_url", expected, shown)
         _require(bool(self.model), f"{section}.model", "the model's name at the endpoint", self.model)
         if self.api_key_env is not None:
             named = bool(_VARIABLE.fullmatch(self.api_key_env))

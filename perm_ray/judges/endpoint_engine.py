@@ -28,6 +28,7 @@ from perm_ray.perspectives.asking import (
 
 TOP_LOGPROBS = 20  # the most that endpoints give
 VALUE_TOKENS = 4
+UNCLEAR_MASS = 0.01  # a digit that may begin a longer number moves no score when it is this unlikely
 
 
 class JudgeEndpoint:
@@ -89,22 +90,32 @@ class JudgeEndpoint:
 
 
 def value_answer(ask: ValueAsk, reply: EndpointReply) -> Answer:
-    """Read the first token's probabilities; an unlisted number has none."""
+    """Read the first token's probabilities; a number that is not listed has none.
+
+    A tokeniser that writes 12 as 1 and 2 would give 1 the probability of all the teens, so that is refused:
+    when such a number was written, and when a digit that begins longer ones is likely and none of them is
+    listed as one token.
+    """
     if not reply.top_logprobs:
         return Refused(
             "refused: the endpoint gives no log-probabilities: set logprobs to false", reply.tokens
         )
-    written = reply.text.strip()
     found = dict.fromkeys(ask.values, -math.inf)
-    singles: set[str] = set()
     for token, logprob in reply.top_logprobs[0].items():
         number = token.strip()
         if number.isdecimal() and int(number) in found:
-            singles.add(number)
-            found[int(number)] = max(found[int(number)], logprob)
-    if written.isdecimal() and written not in singles:
+            likely = math.exp(found[int(number)]) + math.exp(logprob)  # "4" and " 4" both say it
+            found[int(number)] = math.log(likely) if likely > 0 else -math.inf
+    listed = {str(value) for value, logprob in found.items() if logprob > -math.inf}
+    written = reply.text.strip()
+    split = written.isdecimal() and int(written) in found and str(int(written)) not in listed
+    longer = {str(value) for value in ask.values if value > 9}
+    if not split and not listed & longer:
+        begins = sum(math.exp(found[int(n)]) for n in listed if any(each.startswith(n) for each in longer))
+        split = begins > UNCLEAR_MASS
+    if split:
         reason = (
-            f"refused: the endpoint writes {written} in several tokens: use scoring.mode reasoned or sampled"
+            "refused: the endpoint writes numbers in several tokens: use scoring.mode reasoned or sampled"
         )
         return Refused(reason, reply.tokens)
     return ValueAnswer(found, reply.tokens)

@@ -98,6 +98,26 @@ def test_engines_and_pools_in_a_file_replace_the_default_set(tmp_path: Path) -> 
     assert [pool.retries for pool in pools.values()] == [2, 1, 1, 3]
 
 
+FAR = "endpoints: {far: {base_url: 'http://host/v1', model: m}}"
+
+
+def test_pools_that_ask_endpoints_start_no_engine(tmp_path: Path) -> None:
+    pools = "pools: {resonation: {engine: far}, bystander: {engine: %s}}"
+    for other, left in (("far", []), ("bystander", ["bystander"])):
+        text = f"judges:\n  {FAR}\n  {pools % other}"
+        config = load_config(written(tmp_path, text))
+        assert list(config.judges.engines) == left
+        assert load_config(written(tmp_path, dump_config(config))) == config
+    alone = load_config(written(tmp_path, f"judges:\n  {FAR}")).judges
+    assert len(alone.engines) == len(alone.pools) == 4  # the default pools ask them
+
+
+def test_an_endpoint_may_have_the_name_that_pools_ask_by_default(tmp_path: Path) -> None:
+    text = f"judges:\n  {FAR.replace('far', 'judge')}\n  pools: {{resonation: {{retries: 2}}}}"
+    judges = load_config(written(tmp_path, text)).judges
+    assert (list(judges.engines), judges.model(judges.pools["resonation"])) == ([], "m")
+
+
 def test_an_override_changes_one_value_of_an_entry() -> None:
     judges = load_config(None, ["judges.pools.resonation.retries=2"]).judges
     assert judges.pools["resonation"] == dataclasses.replace(Config().judges.pools["resonation"], retries=2)
@@ -190,8 +210,13 @@ def test_interpolation_is_refused(tmp_path: Path, text: str) -> None:
         assert os.environ["PATH"] not in message
 
 
-def test_messages_mask_credentials() -> None:
+def test_messages_mask_credentials(tmp_path: Path) -> None:
     assert "hunter2" not in message_of(None, "tracking.mlflow_url=https://me:hunter2@host")
+    far = written(tmp_path, f"judges:\n  {FAR}")
+    for mistake in ("api_key=hunter2", "base_url=https://me:hunter2@host/v1", "api_key_env=hunter2"):
+        message = message_of(far, f"judges.endpoints.far.{mistake}")
+        assert "hunter2" not in message
+        assert "judges.endpoints" in message
 
 
 def test_dump_is_read_back(tmp_path: Path) -> None:

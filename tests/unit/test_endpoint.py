@@ -224,12 +224,33 @@ def test_expected_scores_from_an_endpoints_logprobs() -> None:
     reply = EndpointReply("4", False, TokenUsage(), 1, ({" 4": -0.5, "4": -1.5, "5": -2.0, "a": -3.0},))
     answer = value_answer(ValueAsk(CHAT, "I give it ", (1, 2, 3, 4, 5)), reply)
     assert isinstance(answer, ValueAnswer)
-    assert answer.logprobs == {1: -math.inf, 2: -math.inf, 3: -math.inf, 4: -0.5, 5: -2.0}
-    several = replace(reply, text="12", top_logprobs=({"1": -0.1},))
-    refused = value_answer(ValueAsk(CHAT, "Content: ", tuple(range(21))), several)
-    assert isinstance(refused, Refused)
-    assert "several tokens" in refused.reason
+    four = math.log(math.exp(-0.5) + math.exp(-1.5))  # two tokens, one number
+    expected = {1: -math.inf, 2: -math.inf, 3: -math.inf, 4: four, 5: -2.0}
+    assert answer.logprobs == pytest.approx(expected)
     assert isinstance(value_answer(ValueAsk(CHAT, "", (1, 2)), replace(reply, top_logprobs=())), Refused)
+
+
+@pytest.mark.parametrize(
+    ("text", "top", "refused"),
+    [
+        ("12", {"12": -0.1, "11": -3.0}, False),
+        ("12", {"1": -0.1}, True),  # written as 1 and 2
+        ("8", {"8": -0.3, "1": -1.5}, True),  # 1, or how 10 to 19 begin?
+        ("8", {"8": -0.3, "1": -1.5, "10": -3.0}, False),  # 10 is one token: 1 is 1
+        ("8", {"8": -0.1, "9": -3.0, "1": -7.0}, False),  # too unlikely to matter
+        ("77", {"77": -0.1, "8": -3.0}, False),  # off the scale, which is for the mode to see
+        ("fine", {"fine": -0.1}, False),
+    ],
+)
+def test_numbers_of_two_digits_are_read_only_when_they_are_one_token(
+    text: str, top: dict[str, float], refused: bool
+) -> None:
+    reply = EndpointReply(text, False, TokenUsage(), 1, (top,))
+    answer = value_answer(ValueAsk(CHAT, "Content: ", tuple(range(21))), reply)
+    assert isinstance(answer, Refused if refused else ValueAnswer)
+    if isinstance(answer, ValueAnswer):
+        seen = {str(value) for value, logprob in answer.logprobs.items() if logprob > -math.inf}
+        assert seen == {token for token in top if token.isdecimal() and int(token) <= 20}
 
 
 def test_the_form_goes_along_as_the_endpoint_understands_it() -> None:
@@ -292,6 +313,9 @@ def test_nothing_that_goes_wrong_becomes_a_number_and_every_judgment_is_there() 
     ("values", "wrong"),
     [
         ({"base_url": "localhost:8000"}, "base_url must be an address"),
+        ({"base_url": "http:///v1"}, "base_url must be an address"),
+        ({"base_url": "http://me:sk-abcdef123@host/v1"}, "without a password or key in it"),
+        ({"base_url": "http://host/v1?api_key=sk-abcdef123"}, "without a password or key in it"),
         ({"model": ""}, "model must be"),
         ({"api_key_env": "sk-abcdef123"}, "api_key_env must be the NAME"),
         ({"rpm": 0}, "rpm must be greater than 0"),

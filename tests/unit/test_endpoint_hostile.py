@@ -157,8 +157,8 @@ def test_a_key_is_in_no_message_and_no_log(
         return httpx2.Response(status, json={"error": {"message": said}})
 
     with caplog.at_level(logging.DEBUG), pytest.raises(EndpointError) as caught:
-        ask(echo, api_key_env="FAR_KEY", base_url="http://someone:a-password@far.example/v1")
-    for secret in ("sk-very-secret", "sk-very", "a-password"):
+        ask(echo, api_key_env="FAR_KEY")
+    for secret in ("sk-very-secret", "sk-very"):
         assert secret not in str(caught.value)
         assert secret not in repr(caught.value)
     assert "sk-very-secret" not in caplog.text
