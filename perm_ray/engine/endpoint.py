@@ -95,25 +95,30 @@ class Endpoint:
 
     async def check(self) -> None:
         """Ask for the list of models, and for one token when that does not name ours: a wrong address, key
-        or model should end a run before it begins. Raises `ConfigError`."""
+        or model should end a run before it begins. Raises `ConfigError`, within `CHECK_TIMEOUT_S`."""
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT_S):
+                if not await self._lists_its_model():  # many do not, and answer all the same
+                    await self.chat([Message("user", "Say yes.")], max_tokens=1)
+        except TimeoutError:
+            message = f"{self._name} gave no answer within {CHECK_TIMEOUT_S:g} s"
+            raise self._unfit(EndpointError(Cause.TIMEOUT, message)) from None
+        except EndpointError as error:
+            if error.cause != Cause.RATE_LIMITED:  # it is there, and busy
+                raise self._unfit(error) from None
+
+    async def _lists_its_model(self) -> bool:
         from openai import APIStatusError
 
         try:
-            async with asyncio.timeout(CHECK_TIMEOUT_S):
-                models = await self._client.models.list()
-            listed = any(model.id == self._config.model for model in models.data)
+            models = await self._client.models.list()
+            return any(model.id == self._config.model for model in models.data)
         except Exception as error:  # fault boundary: as in `_request`
             found = self._explained(error)
             absent = isinstance(error, APIStatusError) and error.status_code in (404, 405, 501)
-            if not absent and found.cause != Cause.MALFORMED:
-                raise self._unfit(found) from None
-            listed = False
-        if not listed:  # many endpoints have no list, or not all of their models in it
-            try:
-                await self.chat([Message("user", "Say yes.")], max_tokens=1)
-            except EndpointError as error:
-                if error.cause in (Cause.UNAUTHORIZED, Cause.REFUSED, Cause.CONNECTION):
-                    raise self._unfit(error) from None
+            if absent or found.cause == Cause.MALFORMED:
+                return False
+            raise found from None
 
     def _unfit(self, error: EndpointError) -> ConfigError:
         return ConfigError(

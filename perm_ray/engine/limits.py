@@ -106,11 +106,10 @@ class AdaptiveConcurrency:
             async with asyncio.timeout(timeout_s):
                 await turn
         except (TimeoutError, asyncio.CancelledError):
-            if turn in self._waiting:
-                self._waiting.remove(turn)
-            else:  # the place came in the moment of giving up: it is the next one's
+            if turn.done() and not turn.cancelled():  # the place came in the moment of giving up
                 self._under_way -= 1
                 self._wake()
+            turn.cancel()  # whoever is next in line steps over it
             raise
 
     def _wake(self) -> None:

@@ -22,6 +22,7 @@ class Behaviour(StrEnum):
     """What becomes of a request."""
 
     OK = "ok"
+    SLOW = "slow"  # OK, after a while
     HTTP_500 = "http_500"
     HTTP_429 = "http_429"
     HANG = "hang"
@@ -33,7 +34,7 @@ class Behaviour(StrEnum):
     CUT_OFF = "cut_off"
 
 
-FAULTS = tuple(behaviour for behaviour in Behaviour if behaviour != Behaviour.OK)
+FAULTS = tuple(each for each in Behaviour if each not in (Behaviour.OK, Behaviour.SLOW))
 Request = Mapping[str, Any]
 _TEXTS = {
     Behaviour.NONSENSE: "I am sure it is lovely, four or five stars of ten.",
@@ -69,8 +70,9 @@ class FakeEndpoint:
     """Serves from a thread of its own between `__enter__` and `__exit__`.
 
     `answer(request)` writes the text of a good answer; `logprobs(request)` its first token's likeliest
-    tokens. `requests` has every chat request, `served` counts what became of them. `retry_after` is sent
-    with a 429; a hanging request is let go when the endpoint closes.
+    tokens. `requests` has every chat request, `served` counts what became of them, `most_at_once` how many
+    were under way together. `retry_after` is sent with a 429; a hanging request is let go when the endpoint
+    closes.
     """
 
     def __init__(
@@ -80,15 +82,19 @@ class FakeEndpoint:
         logprobs: Callable[[Request], Mapping[str, float]] | None = None,
         retry_after: str | None = None,
         key: str | None = None,
+        slow_s: float = 0.2,
     ) -> None:
         self.answer = answer
         self.behaviour = behaviour
         self.logprobs = logprobs
         self.retry_after = retry_after
         self.key = key
+        self.slow_s = slow_s
         self.requests: list[Request] = []
         self.served: Counter[Behaviour] = Counter()
+        self.most_at_once = 0
         self.closing = threading.Event()
+        self._at_once = 0
         self._lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), _handler(self))
 
@@ -111,7 +117,14 @@ class FakeEndpoint:
             behaviour = self.behaviour(len(self.requests), request)
             self.requests.append(request)
             self.served[behaviour] += 1
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
         return behaviour
+
+    def done(self) -> None:
+        """Count a request as no longer under way: its answer is about to leave."""
+        with self._lock:
+            self._at_once -= 1
 
     def completion(self, request: Request, behaviour: Behaviour) -> dict[str, Any]:
         """The body of an answer that has one."""
@@ -158,13 +171,16 @@ def _handler(endpoint: FakeEndpoint) -> type[BaseHTTPRequestHandler]:
                 message = f"Incorrect API key provided: {self.headers['authorization']}"
                 return self._send(401, {"error": {"message": message}})
             behaviour = endpoint.decide(request)
+            if behaviour in (Behaviour.SLOW, Behaviour.HANG):
+                endpoint.closing.wait(endpoint.slow_s if behaviour == Behaviour.SLOW else None)
+            endpoint.done()
             match behaviour:
                 case Behaviour.HTTP_500:
                     self._send(500, {"error": {"message": "overloaded"}})
                 case Behaviour.HTTP_429:
                     self._send(429, {"error": {"message": "too many"}}, endpoint.retry_after)
                 case Behaviour.HANG:
-                    endpoint.closing.wait()
+                    self.close_connection = True
                 case Behaviour.TRUNCATE:
                     self._send(200, endpoint.completion(request, behaviour), cut=True)
                 case Behaviour.INVALID_JSON:

@@ -251,6 +251,18 @@ def test_a_cancelled_call_leaves_nothing_behind() -> None:
         assert asyncio.run(run(server)) == "Score: 4"
 
 
+def test_no_more_are_under_way_than_configured() -> None:
+    async def run(server: FakeEndpoint) -> None:
+        config = JudgeEndpointConfig(base_url=server.base_url, model="fake", max_concurrency=3)
+        endpoint = Endpoint("far", config)
+        await asyncio.gather(*(endpoint.chat(CHAT, max_tokens=9) for _ in range(12)))
+
+    with FakeEndpoint(behaviour=always(Behaviour.SLOW), slow_s=0.05) as server:
+        asyncio.run(run(server))
+    assert server.served == {Behaviour.SLOW: 12}
+    assert server.most_at_once == 3
+
+
 # ---- the check at the start ----------------------------------------------------------------------
 
 
@@ -264,6 +276,8 @@ def test_a_cancelled_call_leaves_nothing_behind() -> None:
         (401, 200, "does not accept"),
         (500, 200, "answered 500"),
         (404, 429, None),  # it is there, and busy
+        (429, 200, None),
+        (404, 500, "answered 500"),
     ],
 )
 def test_a_check_finds_a_wrong_address_key_or_model(models: int, chat: int, words: str | None) -> None:

@@ -109,6 +109,24 @@ def test_a_place_that_is_given_up_is_the_next_ones() -> None:
     asyncio.run(run())
 
 
+def test_one_that_gives_up_while_the_next_place_comes_free_frees_no_second_one() -> None:
+    async def run() -> None:
+        concurrency, done = AdaptiveConcurrency(2), asyncio.Event()
+        concurrency.trouble(0)
+        held: list[int] = []
+        first, second = (asyncio.create_task(_waiting(concurrency, done, held)) for _ in range(2))
+        await asyncio.sleep(0.01)
+        second.cancel()
+        concurrency.went_well()  # before the second knows that it is cancelled
+        rest = [asyncio.create_task(_waiting(concurrency, done, held)) for _ in range(2)]
+        await asyncio.sleep(0.01)
+        assert len(held) == concurrency.limit == 2
+        done.set()
+        await asyncio.gather(first, *rest)
+
+    asyncio.run(run())
+
+
 @given(st.lists(st.sampled_from(["enter", "leave", "cancel"]), max_size=60), st.integers(1, 4))
 def test_places_are_neither_lost_nor_doubled_however_waiting_ends(moves: list[str], highest: int) -> None:
     async def run() -> None:
