@@ -64,6 +64,14 @@ class Figure:
     n: int
     reason: str = ""
 
+    def __str__(self) -> str:
+        """As people read it: the value with its interval, or why there is none."""
+        if self.value is None:
+            return f"none: {self.reason}"
+        if self.low is None or self.high is None:
+            return f"{self.value:.2f} ({self.reason})"
+        return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
+
 
 @dataclass(frozen=True, slots=True)
 class Confusion:

@@ -12,7 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from perm_ray.evaluation.agreement import FIGURES, Figure
+from perm_ray.evaluation.agreement import FIGURES
 from perm_ray.evaluation.calibration import CalibrationReport, DimensionReport, Figures
 from perm_ray.evaluation.calibration_plots import agreement_bars, reliability
 from perm_ray.rewards.score_map import ScoreMap
@@ -29,7 +29,7 @@ def calibration_page(report: CalibrationReport, score_maps: Mapping[str, ScoreMa
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"figure": figure_text, "number": number}
+    environment.filters["number"] = number
     template = environment.get_template("calibration.html.j2")
     return template.render(
         report=report,
@@ -42,15 +42,6 @@ def calibration_page(report: CalibrationReport, score_maps: Mapping[str, ScoreMa
 def number(value: float) -> str:
     """A rating: two digits at most."""
     return f"{value:.2f}".rstrip("0").rstrip(".")
-
-
-def figure_text(figure: Figure) -> str:
-    """A figure with its interval, or why there is none."""
-    if figure.value is None:
-        return f"none: {figure.reason}"
-    if figure.low is None or figure.high is None:
-        return f"{figure.value:.2f} ({figure.reason})"
-    return f"{figure.value:.2f} ({figure.low:.2f} to {figure.high:.2f})"
 
 
 def headline(entry: DimensionReport) -> str:

@@ -62,7 +62,7 @@ def reliability(points: Sequence[tuple[float, float]], scale: Scale, name: str, 
     if points:
         table = np.array(points)
         moved = table + np.random.default_rng(seed).normal(0, 0.008 * width, table.shape)
-        axes.scatter(moved[:, 0], moved[:, 1], s=14, color=_JUDGE, alpha=0.45, linewidths=0, label="a reply")
+        axes.scatter(moved[:, 0], moved[:, 1], s=14, color=_JUDGE, alpha=0.7, linewidths=0, label="a reply")
         order = table[np.argsort(table[:, 0], kind="stable")]
         bins = [part.mean(axis=0) for part in np.array_split(order, _BINS) if len(part)]
         axes.plot(*np.transpose(bins), color=_PEOPLE, marker="o", linewidth=1.6, label="mean of a fifth")

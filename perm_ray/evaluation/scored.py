@@ -34,13 +34,15 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class ScoredItem:
-    """A row, read back: `scores` and `scales` by perspective (a score is None where there is none)."""
+    """A row, read back: `scores` and `scales` by perspective (a score is None where there is none);
+    `perspectives` are those that entered the reward."""
 
     item: JudgeItem
     scores: Mapping[str, float | None]
     reasons: Mapping[str, str]
     scales: Mapping[str, Scale]
     reward: float | None
+    perspectives: tuple[str, ...]
     setup: Setup
 
 
@@ -148,7 +150,7 @@ def _scored(row: Row) -> ScoredItem | None:
         scales[name] = Scale(*ends)
         scores[name] = row.rating(f"judgments.{name}.score", judgment.get("score"), scales[name])
         reasons[name] = str(judgment.get("reason") or "")
-    reward = row.data.get("reward")
+    reward, asked = row.data.get("reward"), row.data.get("perspectives")
     value = reward.get("value") if isinstance(reward, dict) else None
     scenario = make_scenario(
         row.text("persona"),
@@ -164,5 +166,6 @@ def _scored(row: Row) -> ScoredItem | None:
         reasons=reasons,
         scales=scales,
         reward=float(value) if isinstance(value, int | float) else None,
+        perspectives=tuple(map(str, asked)) if isinstance(asked, list) else (),
         setup=Setup(str(setup.get("digest")), dict(setup.get("judges") or {})),
     )

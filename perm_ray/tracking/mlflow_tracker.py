@@ -205,17 +205,12 @@ class MlflowTracker:
     def _open(self, resume_id: str | None) -> None:
         if self._run_id is not None:
             return
-        client = self._client = self._client or _connect(self._uri)
+        client = self._client = self._client or connect(self._uri)
         if resume_id is not None:
             client.update_run(resume_id, status="RUNNING")
             self._run_id = resume_id
             return
-        experiment = client.get_experiment_by_name(self._config.experiment)
-        if experiment is not None:
-            experiment_id = experiment.experiment_id
-        else:
-            local = None if self._config.mlflow_uri else (self._directory / "mlartifacts").as_uri()
-            experiment_id = client.create_experiment(self._config.experiment, artifact_location=local)
+        experiment_id = open_experiment(client, self._config, self._directory)
         self._run_id = client.create_run(experiment_id, run_name=self._run_name).info.run_id
 
     def _describe(self, config: Config) -> None:
@@ -245,7 +240,17 @@ class MlflowTracker:
         return self._client, self._run_id
 
 
-def _connect(uri: str) -> MlflowClient:
+def open_experiment(client: MlflowClient, config: TrackingConfig, directory: Path) -> str:
+    """The id of the configured experiment; a new one keeps its files in `directory`, without a server."""
+    experiment = client.get_experiment_by_name(config.experiment)
+    if experiment is not None:
+        return experiment.experiment_id
+    local = None if config.mlflow_uri else (directory.absolute() / "mlartifacts").as_uri()
+    return client.create_experiment(config.experiment, artifact_location=local)
+
+
+def connect(uri: str) -> MlflowClient:
+    """An explicit client: nothing of MLflow's global state is touched."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient

@@ -1,0 +1,48 @@
+"""A report's figures and files as one finished MLflow run. The verbs that make reports end here.
+
+Unlike a training run's tracker this waits for MLflow and says so when it fails: by then the report is on
+the disk, and sending it is all that is left to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from perm_ray.config.redact import redact_text
+from perm_ray.config.schema import TrackingConfig
+from perm_ray.errors import RunError
+from perm_ray.tracking.mlflow_tracker import connect, open_experiment, tracking_uri
+
+
+def log_report(
+    config: TrackingConfig,
+    run_name: str,
+    directory: Path,
+    metrics: Mapping[str, float],
+    params: Mapping[str, str],
+    files: Sequence[Path],
+) -> str:
+    """Log a run to `tracking.mlflow_uri`, or to an sqlite file in `directory`; returns the address.
+
+    Each request is bounded by MLflow's own timeout. Raises `RunError` when MLflow does not take it.
+    """
+    uri = tracking_uri(config, directory)
+    # Fault boundary, the tracking server: whatever MLflow raises becomes one sentence.
+    try:
+        client = connect(uri)
+        experiment_id = open_experiment(client, config, directory)
+        run_id = client.create_run(experiment_id, run_name=run_name).info.run_id
+        for name, value in params.items():
+            client.log_param(run_id, name, redact_text(value))
+        for name, value in metrics.items():
+            client.log_metric(run_id, name, value)
+        for file in files:
+            client.log_artifact(run_id, str(file))
+        client.set_terminated(run_id, "FINISHED")
+    except Exception as error:
+        why = " ".join(redact_text(str(error)).split())[:300]
+        raise RunError(
+            f"MLflow at {redact_text(uri)} did not take the report ({why}); its files are in {directory}."
+        ) from error
+    return redact_text(uri)
