@@ -10,7 +10,8 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from perm_ray.types import NO_TOKENS, Judgment, Rollout, RolloutGroup, Status
+from perm_ray.perspectives.guard import removed
+from perm_ray.types import NO_TOKENS, Judgment, Rollout, RolloutGroup, Sections, Status
 
 
 def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
@@ -20,6 +21,7 @@ def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
         **_reward_metrics(rollouts),
         **_judge_metrics(rollouts),
         **_mean("format/valid", [rollout.sections.valid for rollout in rollouts]),
+        **_mean("guard/removed", [_speaks_markup(rollout.sections) for rollout in rollouts]),
         **_rollout_metrics(rollouts),
         "group/zero_variance": float(sum(group.zero_variance for group in groups)),
     }
@@ -61,6 +63,11 @@ def _judge_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
         metrics[f"judge/{name}/unparseable"] = float(count[Status.UNPARSEABLE])
         metrics[f"judge/{name}/skipped"] = float(count[Status.SKIPPED])
     return metrics
+
+
+def _speaks_markup(sections: Sections) -> bool:
+    """Whether an answer tries to speak to its judges in their own markup, which the guard takes out."""
+    return any(removed(text) > 0 for text in (sections.analysis, sections.response) if text)
 
 
 def _cost(name: str, judgments: Sequence[Judgment]) -> dict[str, float]:

@@ -107,6 +107,7 @@ def test_every_metric() -> None:
             "judge/bystander/unparseable": 1,
             "judge/bystander/skipped": 1,
             "format/valid": 2 / 3,
+            "guard/removed": 0.0,
             "rollout/completions": 3,
             "rollout/tokens": 60,
             "rollout/length_mean": 20.0,
