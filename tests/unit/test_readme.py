@@ -6,6 +6,7 @@ with `--dry-run`, benchmarks as far as their configuration.
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 import subprocess
@@ -15,7 +16,9 @@ from pathlib import Path
 import pytest
 
 from perm_ray.config.load import load_config
-from pipelines import CONFIGS, benchmark
+from perm_ray.evaluation.labels import read_labels
+from perm_ray.judging import build_perspectives
+from pipelines import CONFIGS, benchmark, judge
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -76,8 +79,34 @@ def test_benchmark_commands_are_accepted(command: str) -> None:
     load_config(CONFIGS / module.CONFIG)
 
 
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("perm-ray judge")])
+def test_judge_commands_are_accepted(command: str) -> None:
+    verb, *arguments = shlex.split(command)[2:]
+    assert verb in judge.VERBS
+    module = importlib.import_module(f"pipelines.judging.{verb}")
+    module.parser().parse_intermixed_args(arguments)
+
+
+def test_the_judges_that_live_elsewhere_are_a_configuration(tmp_path: Path) -> None:
+    (text,) = blocks("yml")
+    rubrics = tmp_path / "rubrics"
+    rubrics.mkdir()
+    for name in ("expression.md", "expression.de.md"):
+        (rubrics / name).write_text("Judge.", encoding="utf-8")
+    file = tmp_path / "judges.yaml"
+    file.write_text(text.replace("rubrics/", f"{rubrics}/"), encoding="utf-8")
+    assert build_perspectives(load_config(file).judges)["expression"].rubric.of("de-AT") == "Judge."
+
+
+def test_the_rated_reply_is_read(tmp_path: Path) -> None:
+    (row,) = blocks("json")
+    file = tmp_path / "my_ratings.jsonl"
+    file.write_text(row, encoding="utf-8")
+    assert len(read_labels(file, "jsonl").items) == 1
+
+
 def test_every_command_is_of_a_kind_that_is_tested() -> None:
-    kinds = ("make ", "perm-ray train", "perm-ray benchmark")
+    kinds = ("make ", "perm-ray train", "perm-ray benchmark", "perm-ray judge")
     assert [command for command in COMMANDS if not command.startswith(kinds)] == []
 
 
