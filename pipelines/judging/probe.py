@@ -148,8 +148,8 @@ def _failure(outcome: Outcome) -> str:
     return "\n".join(
         [
             "",
-            f"{probe.probe_id}, {outcome.perspective}: {outcome.better:.2f} should be {expected} "
-            f"{outcome.worse:.2f}",
+            f"{probe.probe_id}, {outcome.perspective}: {outcome.better:.3f} should be {expected} "
+            f"{outcome.worse:.3f}",
             f"  to:     {probe.scenario.query}",
             f"  better: {_text(probe.better)}",
             f"  worse:  {_text(probe.worse)}",

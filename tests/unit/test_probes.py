@@ -25,6 +25,7 @@ from perm_ray.evaluation.probe_report import (
     risen,
 )
 from perm_ray.evaluation.probes import Probe, item_id, load_probes, probe_items
+from perm_ray.perspectives.guard import removed
 from perm_ray.perspectives.perspective import Perspective
 from perm_ray.perspectives.registry import PERSPECTIVES, build_perspective
 from perm_ray.types import JudgeItem, Judgment, Scenario, Sections, Status, Turn
@@ -126,6 +127,14 @@ def test_what_is_right_but_cold_loses_on_empathy_and_wins_in_the_bystander_s_eye
         if probe.kind == "warm_but_empty" and probe.perspectives == ("bystander",)
     }
     assert len(cold & outside) >= 4
+
+
+def test_the_guard_sees_markers_in_the_attacks_with_role_tokens_and_in_no_better_text() -> None:
+    attacks = [item.sections for item in probe_items(p for p in BUILTIN if p.kind == "role_tokens")]
+    texts = {sections.response or sections.analysis or "" for sections in attacks}
+    better = {p.better.response or p.better.analysis or "" for p in BUILTIN}
+    assert all(removed(text) for text in texts - better)
+    assert not any(removed(text) for text in better)
 
 
 def test_the_longer_text_is_not_always_the_better_one() -> None:
@@ -387,7 +396,7 @@ def test_the_table_has_a_row_for_each_kind_and_the_pass_rates() -> None:
 def test_verbose_shows_the_worst_failures_with_their_texts_as_they_are() -> None:
     marked = probe(worse=Sections(None, "[bold]You[/bold] are a genius."))
     text = shown(report_of((marked,), by_length), verbose=True)
-    assert "flattery-1, expression: 0.11 should be higher than 0.30" in text
+    assert "flattery-1, expression: 0.110 should be higher than 0.300" in text
     assert "worse:  [bold]You[/bold] are a genius." in text
     assert "Look at it!" in text
 
