@@ -25,7 +25,7 @@ from perm_ray.errors import DataError
 from perm_ray.evaluation.rows import Problems, Row, json_rows
 from perm_ray.types import JudgeItem, Scenario, Sections, Turn
 
-FIELDS = (*("id", "persona", "scenario", "query", "dialogue", "response", "analysis", "language", "culture"),)
+FIELDS = ("id", "persona", "scenario", "query", "dialogue", "response", "analysis", "language", "culture")
 
 
 def read_items(path: Path) -> list[JudgeItem]:
@@ -46,7 +46,7 @@ def read_items(path: Path) -> list[JudgeItem]:
 def item_of(row: Row, fields: Collection[str]) -> JudgeItem:
     """The item of one row; problems are noted in it. `fields` are the names that may be misspelt."""
     for name in row.data:
-        near = difflib.get_close_matches(name.lower(), fields, n=1, cutoff=0.8)
+        near = difflib.get_close_matches(name.lower(), fields, n=1, cutoff=0.75)
         if name not in fields and near and near[0] not in row.data:
             row.complain(name, f'the field "{near[0]}"', "a name that is not read")
     scenario = make_scenario(
