@@ -82,6 +82,8 @@ class Endpoint:
                 limits=httpx2.Limits(max_connections=config.max_concurrency),
             ),
         )
+        # The library takes these from the environment and would send them to whatever address.
+        self._client.organization = self._client.project = None
         self._requests = TokenBucket(config.rpm, self._clock)
         self._tokens = TokenBucket(config.tpm, self._clock)
         self._concurrency = AdaptiveConcurrency(config.max_concurrency)
