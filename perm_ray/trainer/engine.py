@@ -1,4 +1,4 @@
-"""DeepSpeed as this project uses it: how ranks meet, the engine's settings, its checkpoints.
+"""DeepSpeed as this project uses it: how ranks meet, the engine's settings, its updates.
 
 Each odd line is a trap that was met and measured; the comment beside it says which.
 """
@@ -11,7 +11,6 @@ import os
 import random
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import deepspeed
@@ -24,13 +23,11 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from perm_ray.config.schema import TrainerConfig
-from perm_ray.errors import CheckpointError
 from perm_ray.rendezvous import join_store
 
 Engine: TypeAlias = Any  # a DeepSpeedEngine, whose own annotations do not fit what it does
 
 BUCKET_ELEMENTS = 20_000_000  # DeepSpeed's default of 5e8 costs memory and 10 % of the speed
-CHECKPOINT_TAG = "deepspeed"
 
 
 def quiet_libraries() -> None:
@@ -141,58 +138,3 @@ def discard_gradients(engine: Engine) -> None:
     ZeRO-2 keeps the partition it had reduced."""
     engine.zero_grad()
     engine.optimizer.zero_grad()
-
-
-def save_state(engine: Engine, path: Path, rank: int) -> None:
-    """Write everything a bitwise resume needs under `path`, flushed to disk. Every rank calls it.
-
-    Not atomic: the caller writes to a folder aside and renames it.
-    """
-    engine.save_checkpoint(str(path), tag=CHECKPOINT_TAG, save_latest=False)
-    torch.save(_random_state(), _random_file(path, rank))  # DeepSpeed leaves the generators out
-    dist.barrier()
-    folder = path / CHECKPOINT_TAG
-    # Every rank flushes every file: a second flush is free, and on a shared disk only the writer's counts.
-    for name in [*folder.iterdir(), folder, path]:
-        descriptor = os.open(name, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-    dist.barrier()
-
-
-def load_state(engine: Engine, path: Path, rank: int, num_ranks: int) -> None:
-    """Restore what `save_state` wrote, into a fresh engine with as many ranks. Every rank calls it."""
-    found = len(list((path / CHECKPOINT_TAG).glob("rng_rank*.pt")))
-    if found == 0:
-        raise CheckpointError(f"{path} holds no trainer checkpoint: give the folder of a finished one.")
-    if found != num_ranks:
-        raise CheckpointError(
-            f"{path} holds a trainer checkpoint of {found} ranks, but trainer.num_ranks is {num_ranks}: "
-            "resume with as many ranks as it was saved with."
-        )
-    engine.load_checkpoint(str(path), tag=CHECKPOINT_TAG)
-    _restore_random_state(torch.load(_random_file(path, rank), weights_only=True))
-
-
-def _random_file(path: Path, rank: int) -> Path:
-    return path / CHECKPOINT_TAG / f"rng_rank{rank}.pt"
-
-
-def _random_state() -> dict[str, Any]:
-    numpy_state: dict[str, Any] = dict(np.random.get_state(legacy=False))
-    key = numpy_state["state"]["key"].tolist()  # plain values load with weights_only
-    return {
-        "python": random.getstate(),
-        "numpy": numpy_state | {"state": {"key": key, "pos": numpy_state["state"]["pos"]}},
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def _restore_random_state(state: dict[str, Any]) -> None:
-    key = np.array(state["numpy"]["state"]["key"], dtype=np.uint32)
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"] | {"state": {"key": key, "pos": state["numpy"]["state"]["pos"]}})
-    torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])

@@ -18,6 +18,7 @@ from torch import Tensor
 from perm_ray.config.schema import TrainerConfig
 from perm_ray.errors import RunError
 from perm_ray.trainer import engine as ds
+from perm_ray.trainer import state
 from perm_ray.trainer.batching import TrainSequence
 from perm_ray.trainer.loss import dapo, is_clipped, kl_k3, policy_loss
 from perm_ray.trainer.metrics import StepSums
@@ -69,10 +70,10 @@ class Learner:
         return dataclasses.replace(sums, grad_norm=self._update(step), lr=lr)
 
     def save(self, path: Path) -> None:
-        ds.save_state(self._engine, path, self._rank)
+        state.save_state(self._engine, path, self._rank)
 
     def load(self, path: Path) -> None:
-        ds.load_state(self._engine, path, self._rank, self._config.num_ranks)
+        state.load_state(self._engine, path, self._rank, self._config.num_ranks)
 
     def weights(self) -> PolicyWeights:
         return PolicyWeights(self._policy)

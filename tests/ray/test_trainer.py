@@ -22,9 +22,9 @@ from perm_ray.config.schema import TrainerConfig
 from perm_ray.errors import ActorFailedError, CheckpointError, Interrupted, ModelError, RunError
 from perm_ray.testing.tiny_model import VOCABULARY
 from perm_ray.trainer.batching import TrainSequence
-from perm_ray.trainer.engine import load_state
 from perm_ray.trainer.group import TrainerGroup
 from perm_ray.trainer.model import check_packing, completion_logprobs, load_policy, pack
+from perm_ray.trainer.state import load_state
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
 

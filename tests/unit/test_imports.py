@@ -27,7 +27,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         *(f"trainer.{name}" for name in ("batching", "loss", "metrics", "model")),
     ),
     # vLLM and DeepSpeed themselves.
-    ("engine", "trainer.engine", "trainer.weights"),
+    ("engine", "trainer.engine", "trainer.state", "trainer.weights"),
     # An actor holds an engine, so the engines are a level of their own. `judges.engine` and
     # `trainer.learner` are what the actors of their rooms are made of.
     ("rollout.actor", "judges.actor", "judges.engine", "trainer.actor", "trainer.learner"),
