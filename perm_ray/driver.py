@@ -9,9 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from statistics import fmean
 
-from perm_ray.checkpoint import RunState
+from perm_ray.errors import RunError
 from perm_ray.evaluation.heldout import HeldoutResult, compare, heldout_result
+from perm_ray.run_state import RunState
 from perm_ray.runtime import Runtime
 from perm_ray.signals import StopSignals
 from perm_ray.tracking.metrics import rollout_metrics
@@ -22,11 +24,12 @@ from perm_ray.types import RolloutGroup
 class Driver:
     """Runs the loop from `state`, which is always that of the last finished step."""
 
-    def __init__(self, run: Runtime, state: RunState, stop: StopSignals) -> None:
+    def __init__(self, run: Runtime, state: RunState, stop: StopSignals, resumed: bool = False) -> None:
         self._run = run
         self._stop = stop
         self._started = time.monotonic() - state.wall_time_s
-        self._saved_step = state.step or None  # None: there is no checkpoint yet
+        self._saved_step = state.step if resumed else None  # None: there is no checkpoint yet
+        self._save_s = 0.0
         self._step_began = time.monotonic()
         self.state = state
         self.evaluation: dict[str, object] = {}
@@ -45,13 +48,14 @@ class Driver:
                 self._step_began = time.monotonic()
             if config.checkpoint.every and step % config.checkpoint.every == 0:
                 self.save()
+        self.save()
         before = HeldoutResult(**self.state.before)
         if before.rewards:
             self.evaluation = compare(before, self._evaluate(config.run.steps), config.run.seed)
-        self.save()
         self._stop.check()
         run.progress.phase("exporting the policy")
         run.trainer.export(run.directory.policy)
+        run.checkpoints.wait()
 
     @property
     def wall_time_s(self) -> float:
@@ -59,19 +63,31 @@ class Driver:
         return time.monotonic() - self._started
 
     def save(self) -> None:
-        """Write a checkpoint of the last finished step, unless there is one already."""
+        """Begin a checkpoint of the last finished step, unless there is one already. The loop waits for a
+        copy of the state; it is written while the next step runs."""
         if self.state.step == self._saved_step:
             return
         run = self._run
         run.progress.phase("saving a checkpoint")
         state = replace(self.state, mlflow_run_id=run.tracker.run_id, wall_time_s=self.wall_time_s)
+        began = time.monotonic()
         with self._stop.deferred():  # a save that is cut off would be in the way of the next one
             run.checkpoints.save(state, run.trainer.save)
             self._saved_step = state.step
+        self._save_s += time.monotonic() - began
+
+    def settle(self) -> None:
+        """After an error: let the checkpoint that is being written become whole, or say why it did not.
+        The run ends with the error it had."""
+        try:
+            self._run.checkpoints.wait()
+        except RunError as error:
+            self._run.progress.note(str(error))
 
     def _step(self, step: int) -> None:
         run = self._run
         self._stop.check()
+        run.checkpoints.check()
         prompts = [run.models.train_prompts[index] for index in run.sampler.next_batch()]
         collected = run.collector.collect(
             prompts,
@@ -95,8 +111,10 @@ class Driver:
                 "time/judge_s": collected.judge_s,
                 "time/train_s": train_s,
                 "time/sync_s": synced.seconds,
+                "time/checkpoint_s": self._save_s,  # what the loop waited for, of saves before this step
                 "time/step_s": self._lap_s(),
             }
+            self._save_s = 0.0
             self._record(step, metrics)
             self.state = replace(self.state, step=step, sampler=run.sampler.state())
 
@@ -135,6 +153,8 @@ class Driver:
         run.directory.write_heldout(step, collected.groups)
         result = heldout_result(collected.groups, rollout_metrics(collected.groups))
         run.tracker.log_step(step, {f"heldout/{name}": value for name, value in result.metrics.items()})
+        if result.rewards:
+            run.checkpoints.rate(step, fmean(result.rewards.values()))
         return result
 
 

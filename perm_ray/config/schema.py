@@ -297,13 +297,16 @@ class TrackingConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """Checkpoints every `every` steps (0: only the last one), the newest `keep` kept."""
+    """Checkpoints every `every` steps (0: only the last one), and which of them are kept: the newest
+    `keep`, those of every `keep_every`-th step, and the `keep_best` with the highest held-out reward."""
 
     every: int = 50
     keep: int = 2
+    keep_every: int = 0
+    keep_best: int = 0
 
     def __post_init__(self) -> None:
-        _at_least_zero("checkpoint", self, "every")
+        _at_least_zero("checkpoint", self, "every", "keep_every", "keep_best")
         _positive("checkpoint", self, "keep")
 
 
@@ -340,6 +343,14 @@ class Config:
             "trainer.num_gpus",
             "0 or more than 0 together with rollout.engine.num_gpus (weights go from one to the other)",
             self.trainer.num_gpus,
+        )
+        evaluated = self.evaluation.every if self.evaluation.num_scenarios else 0
+        _require(
+            not self.checkpoint.keep_best or (evaluated > 0 and self.checkpoint.every % evaluated == 0),
+            "checkpoint.keep_best",
+            "0 unless evaluation.every is set and checkpoint.every is a multiple of it (the best is the one "
+            "with the highest held-out reward)",
+            self.checkpoint.keep_best,
         )
 
     def as_dict(self) -> dict[str, object]:

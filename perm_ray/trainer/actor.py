@@ -15,6 +15,7 @@ import ray
 
 from perm_ray.config.schema import TrainerConfig
 from perm_ray.errors import RunError
+from perm_ray.files import FileDigest
 from perm_ray.trainer.batching import TrainSequence
 from perm_ray.trainer.metrics import StepSums
 
@@ -77,12 +78,17 @@ class TrainerRank:
         self._stop.set()
 
     def save(self, path: Path) -> None:
-        """Write this rank's part of a checkpoint under `path`."""
-        self._learner.save(path)
+        """Copy this rank's part of a checkpoint, and begin to write it under `path`."""
+        self._learner.state.save(path)
+
+    @ray.method(concurrency_group="writing")
+    def written(self) -> dict[str, FileDigest]:
+        """Wait for the last save's files, while the rank may train: their names and digests."""
+        return self._learner.state.written()
 
     def load(self, path: Path) -> None:
-        """Restore a checkpoint written by as many ranks."""
-        self._learner.load(path)
+        """Restore a checkpoint into this rank, freshly started."""
+        self._learner.state.load(path)
 
     def export(self, path: Path) -> None:
         """Write the policy as a Hugging Face folder."""

@@ -9,7 +9,6 @@ import logging
 import math
 import os
 import random
-from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeAlias
 
@@ -24,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from perm_ray.config.schema import TrainerConfig
 from perm_ray.rendezvous import join_store
+from perm_ray.trainer.schedule import lr_factor
 
 Engine: TypeAlias = Any  # a DeepSpeedEngine, whose own annotations do not fit what it does
 
@@ -66,25 +66,15 @@ def join(
     deepspeed.init_distributed(backend, timeout=timeout)
 
 
-def warmup(warmup_ratio: float, total_steps: int) -> Callable[[int], float]:
-    """The learning rate's factor at step t (from 0): min(1, (t + 1) / w), w = ceil(ratio * steps).
-
-    The first step already learns; DeepSpeed's own schedules spend one or two steps at 0.
-    """
-    steps = max(1, math.ceil(round(warmup_ratio * total_steps, 6)))
-    return lambda step: min(1.0, (step + 1) / steps)
-
-
 def settings(config: TrainerConfig) -> dict[str, Any]:
     """DeepSpeed's configuration."""
     adam = {
         "lr": config.lr,
         "betas": list(config.adam_betas),
         "eps": 1e-8,
-        "weight_decay": config.weight_decay,
-        "torch_adam": True,  # torch's own fused AdamW: DeepSpeed's are compiled on first use
-        "fused": True,
     }
+    if not config.offload_optimizer:
+        adam |= {"torch_adam": True, "fused": True}  # torch's own: DeepSpeed's are compiled on first use
     result: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,  # the learner marks the boundary: counts differ by step
@@ -100,18 +90,30 @@ def settings(config: TrainerConfig) -> dict[str, Any]:
     }
     if config.zero_stage > 0:
         result["data_types"] = {"grad_accum_dtype": "fp32"}  # the default under bf16 is bf16
+    if config.offload_optimizer:  # by DeepSpeed's documentation; not run on a GPU by this project yet
+        result["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     return result
+
+
+def parameter_groups(config: TrainerConfig, model: PreTrainedModel) -> list[dict[str, Any]]:
+    """What is trained, for the optimizer: matrices decay, norms and biases (one-dimensional) do not."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]  # DeepSpeed stumbles over an empty one
 
 
 def build_engine(config: TrainerConfig, model: PreTrainedModel, total_steps: int) -> Engine:
     """Hand the model to DeepSpeed, with gradient checkpointing as configured."""
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    factor = warmup(config.warmup_ratio, total_steps)
-    initialize: Any = deepspeed.initialize  # its annotations do not know lists of parameters
+    factor = lr_factor(config, total_steps)
+    initialize: Any = deepspeed.initialize  # its annotations do not know groups of parameters
     engine, *_ = initialize(
         model=model,
-        model_parameters=[parameter for parameter in model.parameters() if parameter.requires_grad],
+        model_parameters=parameter_groups(config, model),
         config=settings(config),
         lr_scheduler=lambda optimizer: LambdaLR(optimizer, factor),
     )

@@ -16,6 +16,7 @@ from ray.exceptions import RayActorError, RayError
 
 from perm_ray.config.schema import TrainerConfig
 from perm_ray.errors import ActorTimeoutError, Interrupted, PermRayError, RunError
+from perm_ray.files import FileDigest
 from perm_ray.remote import explain, wait_all
 from perm_ray.trainer.actor import TrainerRank
 from perm_ray.trainer.batching import TrainSequence, plan_micro_batches
@@ -65,7 +66,8 @@ class TrainerGroup:
 
     def _create(self, rank: int, strategy: Any) -> Any:
         config = self._config
-        as_actor: Any = ray.remote(concurrency_groups={"control": 1})  # pyright: ignore[reportCallIssue]
+        threads = {"control": 1, "writing": 1}
+        as_actor: Any = ray.remote(concurrency_groups=threads)  # pyright: ignore[reportCallIssue]
         actor = as_actor(TrainerRank).options(
             num_cpus=config.num_cpus,
             num_gpus=config.num_gpus,
@@ -106,13 +108,26 @@ class TrainerGroup:
         for rank in self._actors:
             rank.request_stop.remote()
 
-    def save(self, path: Path) -> None:
-        """Write the training state into the folder `path` (not atomic: write aside, then rename)."""
+    def save(self, path: Path) -> Callable[[], dict[str, FileDigest]]:
+        """Copy the training state; the ranks write it under the folder `path` while they go on training.
+
+        Not atomic: write aside, then rename. What is returned waits until all is written, and may be
+        called from another thread; it gives every file's name under `path` and digest.
+        """
         refs = [rank.save.remote(path.absolute()) for rank in self.ranks]
         self._wait(refs, f"saving to {path}", self._config.step_timeout_s)
+        writing = self._calls([rank.written.remote() for rank in self.ranks])
+
+        def written() -> dict[str, FileDigest]:
+            bound = self._config.step_timeout_s
+            parts = wait_all(writing, timeout_s=bound, doing=f"writing {path}")
+            return {name: digest for part in parts for name, digest in part.items()}
+
+        return written
 
     def load(self, path: Path) -> None:
-        """Restore what `save` wrote. The group must be freshly started, with as many ranks."""
+        """Restore what `save` wrote. The group must be freshly started; with another number of ranks the
+        state is shared out anew, and training goes on equal within rounding instead of bitwise."""
         refs = [rank.load.remote(path.absolute()) for rank in self.ranks]
         self._wait(refs, f"loading {path}", self._config.step_timeout_s)
 
@@ -133,8 +148,7 @@ class TrainerGroup:
 
     def _wait(self, refs: Sequence[ray.ObjectRef], doing: str, timeout_s: float) -> list[Any]:
         """Every rank's result, in order. The first failure of any rank, or the bound, ends the group."""
-        roles = [f"trainer rank {rank} (node {node})" for rank, node in enumerate(self._nodes)]
-        calls = dict(zip(roles, refs, strict=True))
+        calls = self._calls(refs)
         try:
             return wait_all(calls, timeout_s=timeout_s, doing=doing)
         except ActorTimeoutError:
@@ -144,6 +158,11 @@ class TrainerGroup:
             culprit = _first_death(calls, doing) or error
             self.shutdown()
             raise culprit from error.__cause__
+
+    def _calls(self, refs: Sequence[ray.ObjectRef]) -> dict[str, ray.ObjectRef]:
+        """Each rank's reference under the rank's name for people."""
+        roles = [f"trainer rank {rank} (node {node})" for rank, node in enumerate(self._nodes)]
+        return dict(zip(roles, refs, strict=True))
 
 
 def _first_death(calls: Mapping[str, ray.ObjectRef], doing: str) -> PermRayError | None:

@@ -18,11 +18,11 @@ from torch import Tensor
 from perm_ray.config.schema import TrainerConfig
 from perm_ray.errors import RunError
 from perm_ray.trainer import engine as ds
-from perm_ray.trainer import state
 from perm_ray.trainer.batching import TrainSequence
 from perm_ray.trainer.loss import dapo, is_clipped, kl_k3, policy_loss
 from perm_ray.trainer.metrics import StepSums
 from perm_ray.trainer.model import PackedBatch, check_packing, load_policy, pack
+from perm_ray.trainer.state import RankState
 from perm_ray.trainer.weights import PolicyWeights, export_model
 
 
@@ -38,6 +38,7 @@ class Learner:
         if rank == 0:
             check_packing(self._policy)
         self._engine = ds.build_engine(config, self._policy, total_steps)
+        self.state = RankState(self._engine, rank, config.num_ranks)
         self._reference = None
         if config.kl_coef > 0:
             self._reference = (
@@ -68,12 +69,6 @@ class Learner:
         if self._must_stop(step, stop_requested(), sums.loss):
             return self._give_up(sums)
         return dataclasses.replace(sums, grad_norm=self._update(step), lr=lr)
-
-    def save(self, path: Path) -> None:
-        state.save_state(self._engine, path, self._rank)
-
-    def load(self, path: Path) -> None:
-        state.load_state(self._engine, path, self._rank, self._config.num_ranks)
 
     def weights(self) -> PolicyWeights:
         return PolicyWeights(self._policy)

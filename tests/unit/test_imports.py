@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("types", "errors"),
     # Helpers that belong to no room: the standard library, Ray or torch behind one function each.
-    ("files", "signals", "remote", "rendezvous"),
+    ("background", "files", "signals", "remote", "rendezvous"),
     ("config",),
     (
         *("data", "perspectives", "rewards"),
@@ -31,7 +31,10 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     # An actor holds an engine, so the engines are a level of their own. `judges.engine` and
     # `trainer.learner` are what the actors of their rooms are made of.
     ("rollout.actor", "judges.actor", "judges.engine", "trainer.actor", "trainer.learner"),
-    ("rollout.pool", "judges.pool", "judges.panel", "judges.accounting", "trainer.group", "placement"),
+    (
+        *("rollout.pool", "judges.pool", "judges.panel", "judges.accounting", "trainer.group"),
+        *("placement", "run_state"),
+    ),
     ("weight_sync", "checkpoint", "collect", "tracking", "evaluation"),
     ("runtime",),
     # Above all that they imitate, and nothing below the command line can reach them.
@@ -160,7 +163,7 @@ def test_only_weight_sync_knows_both_the_trainer_and_the_rollout_engines() -> No
     ("package", "users"),
     [
         ("omegaconf", {"config.load"}),
-        ("deepspeed", {"trainer.engine", "trainer.weights"}),
+        ("deepspeed", {"trainer.engine", "trainer.state", "trainer.weights"}),
         ("mlflow", {"tracking.mlflow_tracker"}),
         ("rich", {"tracking", "pipelines"}),
         ("vllm", {"engine", "weight_sync", "pipelines.benchmarks"}),
