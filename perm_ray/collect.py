@@ -7,6 +7,7 @@ both collect here, so they can never measure different things.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from perm_ray.data.prompts import split_sections
 from perm_ray.errors import RunError
 from perm_ray.judges.panel import CompletionKey, JudgePanel
 from perm_ray.perspectives.perspective import Perspective
-from perm_ray.rewards.advantages import group_advantages
+from perm_ray.rewards.advantages import advantages_of
 from perm_ray.rewards.combine import reward_of
 from perm_ray.rollout.pool import RolloutPool
 from perm_ray.types import Completion, Judgment, Prompt, Rollout, RolloutGroup, Sections
@@ -76,33 +77,46 @@ class Collector:
         generated = time.monotonic()
         report("judge", 0, wanted)
         judgments = self.panel.collect()
-        groups = tuple(
-            self._group(prompt, [answers[_key(prompt, i)] for i in range(num_completions)], judgments)
+        rollouts = [
+            [self._rollout(*answers[key], judgments[key]) for key in _keys(prompt, num_completions)]
             for prompt in prompts
-        )
+        ]
+        groups = make_groups(prompts, rollouts, self.rewards)
         return Collected(groups, generated - start, time.monotonic() - generated)
-
-    def _group(
-        self,
-        prompt: Prompt,
-        answers: Sequence[tuple[Completion, Sections]],
-        judgments: Mapping[CompletionKey, Mapping[str, Judgment]],
-    ) -> RolloutGroup:
-        rollouts = tuple(
-            self._rollout(completion, sections, judgments[_key(prompt, completion.index)])
-            for completion, sections in answers
-        )
-        values = [rollout.reward.value if rollout.reward else None for rollout in rollouts]
-        return RolloutGroup(prompt, rollouts, group_advantages(values, self.rewards.advantage_scaling))
 
     def _rollout(
         self, completion: Completion, sections: Sections, judgments: Mapping[str, Judgment]
     ) -> Rollout:
-        reward, masked_because = reward_of(
-            judgments, self.perspectives, len(completion.token_ids), self.rewards
-        )
+        tokens, truncated = len(completion.token_ids), completion.truncated
+        reward, masked_because = reward_of(judgments, self.perspectives, tokens, self.rewards, truncated)
         return Rollout(completion, sections, judgments, reward, masked_because)
 
 
-def _key(prompt: Prompt, index: int) -> CompletionKey:
-    return prompt.scenario.scenario_id, index
+def make_groups(
+    prompts: Sequence[Prompt], rollouts: Sequence[Sequence[Rollout]], config: RewardConfig
+) -> tuple[RolloutGroup, ...]:
+    """Groups with their advantages, which may depend on all of them.
+
+    Raises `RunError` for a reward that is not finite: it would make every advantage of its group so.
+    """
+    for rollout in (rollout for group in rollouts for rollout in group):
+        if rollout.reward is not None and not math.isfinite(rollout.reward.value):
+            raise RunError(
+                f"The reward of {name_of(rollout.completion)} must be finite, found {rollout.reward}: "
+                "look at what its judges scored, and at the section rewards."
+            )
+    advantages = advantages_of([[rollout.reward for rollout in group] for group in rollouts], config)
+    return tuple(
+        RolloutGroup(prompt, tuple(group), values)
+        for prompt, group, values in zip(prompts, rollouts, advantages, strict=True)
+    )
+
+
+def name_of(completion: Completion) -> str:
+    """How a message names a rollout: as it is found in the sample files."""
+    scenario, version = completion.scenario_id, completion.version
+    return f"completion {completion.index} of scenario {scenario} (policy version {version})"
+
+
+def _keys(prompt: Prompt, num_completions: int) -> list[CompletionKey]:
+    return [(prompt.scenario.scenario_id, index) for index in range(num_completions)]

@@ -139,6 +139,7 @@ class RolloutConfig:
     prompts_per_step: int = 8
     completions_per_prompt: int = 8
     max_completion_tokens: int = 1024
+    max_resamples: int = 0
     temperature: float = 1.0
     top_p: float = 1.0
     timeout_s: float = 900.0
@@ -147,6 +148,7 @@ class RolloutConfig:
     def __post_init__(self) -> None:
         _positive("rollout", self, "prompts_per_step", "max_completion_tokens", "temperature")
         _positive("rollout", self, "top_p", "timeout_s")
+        _at_least_zero("rollout", self, "max_resamples")
         _require(
             self.completions_per_prompt >= 2,
             "rollout.completions_per_prompt",
@@ -211,20 +213,99 @@ class RewardConfig:
     length_coef: float = 0.001
     length_free_tokens: int = 768
     missing_section: str = "floor"
+    truncated: str = "keep"
+    truncated_penalty: float = 0.5
+    composition: str = "sum_then_normalize"
+    advantage_baseline: str = "mean"
     advantage_scaling: str = "group"
 
     def __post_init__(self) -> None:
         _one_of("rewards", self, "combine", "harmonic", "mean", "geometric")
         _one_of("rewards", self, "missing_section", "floor", "mask")
-        _one_of("rewards", self, "advantage_scaling", "group", "none")
+        _one_of("rewards", self, "truncated", "keep", "mask", "penalise")
+        _one_of("rewards", self, "composition", "sum_then_normalize", "normalize_then_sum")
+        _one_of("rewards", self, "advantage_baseline", "mean", "leave_one_out")
+        _one_of("rewards", self, "advantage_scaling", "group", "batch", "none")
         _at_least_zero("rewards", self, "bystander_coef", "length_coef", "length_free_tokens")
+        _positive("rewards", self, "truncated_penalty")
+        normalized = self.composition == "normalize_then_sum"
+        _require(
+            not normalized or (self.advantage_baseline, self.advantage_scaling) == ("mean", "group"),
+            "rewards.advantage_baseline and advantage_scaling",
+            "mean and group with normalize_then_sum, which normalises by itself",
+            (self.advantage_baseline, self.advantage_scaling),
+        )
+        _require(
+            self.advantage_baseline == "mean" or self.advantage_scaling != "group",
+            "rewards.advantage_scaling",
+            "none or batch with leave_one_out (a group's deviation would bring each reward back into its own "
+            "baseline)",
+            self.advantage_scaling,
+        )
         for name, weight in self.weights.items():
             _require(weight > 0, f"rewards.weights.{name}", "greater than 0", weight)
 
 
 @dataclass(frozen=True)
+class ObjectiveConfig:
+    """What the trainer minimises, and in how many updates a step (formulas: `trainer/loss.py`).
+
+    `mismatch` is none because a synchronous step with one update is on-policy but for the numerics of two
+    engines, and those are watched (`policy/mismatch_*`). TRL masks sequences by default (ratio over 3): with
+    the 0.05 nats a token that bfloat16 engines differ by, that would drop long answers by chance.
+    """
+
+    loss: str = "dapo"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: Optional[float] = None
+    constant_length: int = 1024
+    kl_coef: float = 0.01
+    kl_estimator: str = "k3"
+    kl_ratio_weighted: bool = False
+    entropy_coef: float = 0.0
+    epochs: int = 1
+    minibatches: int = 1
+    mismatch: str = "none"
+    mismatch_low: float = 0.0
+    mismatch_high: float = 3.0
+
+    def __post_init__(self) -> None:
+        section = "trainer.objective"
+        _one_of(section, self, "loss", "dapo", "grpo", "dr_grpo", "gspo", "cispo")
+        _one_of(section, self, "kl_estimator", "k1", "k2", "k3")
+        modes = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
+        _one_of(section, self, "mismatch", "none", *modes)
+        _positive(section, self, "clip_low", "clip_high", "constant_length", "epochs", "minibatches")
+        _at_least_zero(section, self, "kl_coef", "entropy_coef")
+        _require(
+            self.dual_clip is None or (self.dual_clip > 1 + self.clip_high and self.loss != "cispo"),
+            f"{section}.dual_clip",
+            "null, or more than 1 + clip_high with a loss other than cispo (which has a cap of its own)",
+            self.dual_clip,
+        )
+        _require(
+            self.kl_coef == 0 or self.kl_estimator != "k1" or self.kl_ratio_weighted,
+            f"{section}.kl_estimator",
+            "k2 or k3 unless kl_ratio_weighted is true (the gradient of k1 alone is zero on average)",
+            self.kl_estimator,
+        )
+        _require(
+            0 <= self.mismatch_low < 1 < self.mismatch_high,
+            f"{section}.mismatch_low and mismatch_high",
+            "bounds with 1 between them (a ratio of 1 is perfect agreement)",
+            (self.mismatch_low, self.mismatch_high),
+        )
+
+    @property
+    def updates(self) -> int:
+        """Optimizer updates in a step."""
+        return self.epochs * self.minibatches
+
+
+@dataclass(frozen=True)
 class TrainerConfig:
-    """The DeepSpeed ranks and GRPO's objective."""
+    """The DeepSpeed ranks; what they minimise is `objective`."""
 
     num_ranks: int = 1
     num_cpus: float = 2.0
@@ -239,18 +320,16 @@ class TrainerConfig:
     weight_decay: float = 0.0
     adam_betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: float = 1.0
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    kl_coef: float = 0.01
     start_timeout_s: float = 300.0
     step_timeout_s: float = 1800.0
     collective_timeout_s: float = 300.0
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
     def __post_init__(self) -> None:
         _positive("trainer", self, "num_ranks", "num_threads", "micro_batch_tokens", "lr")
-        _positive("trainer", self, "max_grad_norm", "clip_low", "clip_high")
+        _positive("trainer", self, "max_grad_norm")
         _positive("trainer", self, "start_timeout_s", "step_timeout_s", "collective_timeout_s")
-        _at_least_zero("trainer", self, "num_cpus", "num_gpus", "kl_coef", "weight_decay")
+        _at_least_zero("trainer", self, "num_cpus", "num_gpus", "weight_decay")
         _one_of("trainer", self, "dtype", "bfloat16", "float32")
         _one_of("trainer", self, "zero_stage", 0, 1, 2, 3)
         _require(0 <= self.warmup_ratio <= 1, "trainer.warmup_ratio", "in [0, 1]", self.warmup_ratio)
@@ -338,6 +417,13 @@ class Config:
             length,
         )
 
+        completions = self.rollout.prompts_per_step * self.rollout.completions_per_prompt
+        _require(
+            self.trainer.objective.minibatches <= completions,
+            "trainer.objective.minibatches",
+            f"at most the completions of a step, {completions}",
+            self.trainer.objective.minibatches,
+        )
         _require(
             (self.rollout.engine.num_gpus > 0) == (self.trainer.num_gpus > 0),
             "trainer.num_gpus",

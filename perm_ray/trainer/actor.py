@@ -16,7 +16,7 @@ import ray
 from perm_ray.config.schema import TrainerConfig
 from perm_ray.errors import RunError
 from perm_ray.files import FileDigest
-from perm_ray.trainer.batching import TrainSequence
+from perm_ray.trainer.batching import RankBatch
 from perm_ray.trainer.metrics import StepSums
 
 if TYPE_CHECKING:
@@ -66,11 +66,9 @@ class TrainerRank:
         engine.join(self._config, self.rank, address, self._store, self._seed)
         self._started = Learner(self._config, self._model_dir, self.rank, self._total_steps)
 
-    def train_step(
-        self, step: int, micro_batches: Sequence[Sequence[TrainSequence]], total_completion_tokens: int
-    ) -> StepSums:
+    def train_step(self, step: int, minibatches: Sequence[RankBatch]) -> StepSums:
         """This rank's share of step `step`; every rank gets as many micro-batches, some maybe empty."""
-        return self._learner.step(step, micro_batches, total_completion_tokens, self._stop.is_set)
+        return self._learner.step(step, minibatches, self._stop.is_set)
 
     @ray.method(concurrency_group="control")
     def request_stop(self) -> None:

@@ -19,7 +19,7 @@ from perm_ray.errors import ActorTimeoutError, Interrupted, PermRayError, RunErr
 from perm_ray.files import FileDigest
 from perm_ray.remote import explain, wait_all
 from perm_ray.trainer.actor import TrainerRank
-from perm_ray.trainer.batching import TrainSequence, plan_micro_batches
+from perm_ray.trainer.batching import TrainSequence, plan_step
 from perm_ray.trainer.metrics import step_metrics
 
 LISTEN_S = 1.0  # after a failure, for the other ranks' side of it
@@ -85,19 +85,24 @@ class TrainerGroup:
         self._wait(self._starting, "starting", max(0.0, deadline - time.monotonic()))
 
     def train_step(self, step: int, sequences: Sequence[TrainSequence]) -> dict[str, float]:
-        """Update the policy once from `sequences` and return the step's metrics (`policy/...`).
+        """Update the policy from `sequences`, as often as the objective says; returns the step's metrics
+        (`policy/...`).
 
-        Raises `Interrupted`, with the policy as it was, after `request_stop`.
+        Raises `Interrupted`, with the policy as it was, after `request_stop`. A step that has made its first
+        of several updates is finished instead: half a step is no state that a run can go on from.
         """
         if not sequences:
             raise RunError(f"Step {step} has no sequences to train on: every rollout was masked.")
-        plan = plan_micro_batches(
-            list(map(len, sequences)), self._config.micro_batch_tokens, self._config.num_ranks
+        plan = plan_step(
+            sequences,
+            self._config.micro_batch_tokens,
+            self._config.num_ranks,
+            self._config.objective.minibatches,
+            shuffle_seed=f"{self._seed}/{step}",
         )
-        total = sum(len(sequence.completion_ids) for sequence in sequences)
         # Each rank is sent its own share only, through the object store.
-        shares = [ray.put([[sequences[i] for i in indices] for indices in share]) for share in plan]
-        refs = [r.train_step.remote(step, s, total) for r, s in zip(self.ranks, shares, strict=True)]
+        shares = [ray.put(share) for share in plan]
+        refs = [r.train_step.remote(step, s) for r, s in zip(self.ranks, shares, strict=True)]
         reports = self._wait(refs, f"training step {step}", self._config.step_timeout_s)
         if any(report.interrupted for report in reports):
             raise Interrupted(f"Step {step} was given up as asked; the policy is as the step before left it.")

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from perm_ray.config.schema import TrainerConfig
+from perm_ray.config.schema import ObjectiveConfig, TrainerConfig
 from perm_ray.errors import ActorFailedError, Interrupted, ModelError, RunError
 from perm_ray.testing.tiny_model import VOCABULARY
 from perm_ray.trainer.batching import TrainSequence
@@ -34,7 +34,7 @@ CONFIG = TrainerConfig(
     micro_batch_tokens=128,
     lr=1e-4,
     warmup_ratio=0.2,
-    kl_coef=0.05,
+    objective=ObjectiveConfig(kl_coef=0.05),
     start_timeout_s=120,
     step_timeout_s=60,
     collective_timeout_s=30,
@@ -117,7 +117,7 @@ class PlainTorch:
                 entropy += float(torch.distributions.Categorical(logits=rows).entropy().sum())
             # d k3 / d logprob = 1 - exp(reference - logprob); the ratio is 1, its gradient A
             surrogate = (logprobs - logprobs.detach()) * (-sequence.advantage)
-            penalty = CONFIG.kl_coef * (1 - difference.exp()) * logprobs
+            penalty = CONFIG.objective.kl_coef * (1 - difference.exp()) * logprobs
             loss = loss + (surrogate + penalty).sum() / total
             kl += float((difference.exp() - difference - 1).sum())
         loss.backward()
@@ -128,7 +128,7 @@ class PlainTorch:
         self.optimizer.zero_grad()
         surrogate_mean = -sum(s.advantage * len(s.completion_ids) for s in batch) / total
         return {
-            "policy/loss": surrogate_mean + CONFIG.kl_coef * kl / total,
+            "policy/loss": surrogate_mean + CONFIG.objective.kl_coef * kl / total,
             "policy/kl": kl / total,
             "policy/entropy": entropy / total,
             "policy/grad_norm": float(norm),
@@ -198,7 +198,7 @@ def test_a_model_whose_head_does_more_than_multiply_is_refused(tiny_model: Path)
 
 
 def test_an_export_loads_with_its_tokenizer(start: Start, tiny_model: Path, tmp_path: Path) -> None:
-    group = start(dtype="bfloat16", kl_coef=0.0)
+    group = start(dtype="bfloat16", objective=ObjectiveConfig(kl_coef=0.0))
     group.export(tmp_path / "model")
     original = load_file(tiny_model / "model.safetensors")
     assert largest_difference(load_file(tmp_path / "model" / "model.safetensors"), original) == 0

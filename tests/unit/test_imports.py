@@ -24,7 +24,10 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("config",),
     (
         *("data", "perspectives", "rewards"),
-        *(f"trainer.{name}" for name in ("batching", "loss", "metrics", "model")),
+        *(
+            f"trainer.{name}"
+            for name in ("batching", "segments", "loss", "mismatch", "objective", "metrics", "model")
+        ),
     ),
     # vLLM and DeepSpeed themselves.
     ("engine", "trainer.engine", "trainer.state", "trainer.weights"),
