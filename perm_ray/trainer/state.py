@@ -31,11 +31,13 @@ from torch import Tensor
 from perm_ray.background import in_background
 from perm_ray.errors import CheckpointError, RunError
 from perm_ray.files import FileDigest, write_hashed
+from perm_ray.trainer.ema import WeightAverage
 from perm_ray.trainer.engine import Engine
 
 TAG = "deepspeed"  # the folder that DeepSpeed makes in ours
 RESHARDED = "resharded"
 RNG_FILE = "rng_rank{}.pt"
+AVERAGE_FILE = "average.pt"
 
 # The only classes beside tensors and plain values that DeepSpeed puts into its files: with them they load
 # by `weights_only`, which runs no code out of a file.
@@ -68,8 +70,11 @@ class HostCopies(CheckpointEngine):
 class RankState:
     """The state of one rank's engine: saved, written, restored. Every rank calls the same."""
 
-    def __init__(self, engine: Engine, rank: int, num_ranks: int) -> None:
+    def __init__(
+        self, engine: Engine, rank: int, num_ranks: int, average: WeightAverage | None = None
+    ) -> None:
         self._engine = engine
+        self._average = average
         self._rank = rank
         self._num_ranks = num_ranks
         self._copies = HostCopies()
@@ -90,6 +95,8 @@ class RankState:
         )
         files, self._copies.files = self._copies.files, {}
         files[path / TAG / RNG_FILE.format(self._rank)] = _random_state()  # which DeepSpeed leaves out
+        if self._average is not None and self._rank == 0:
+            files[path / TAG / AVERAGE_FILE] = self._average.state()
         self._writing = in_background(lambda: _write(files, path), "checkpoint")
 
     def written(self) -> dict[str, FileDigest]:
@@ -110,6 +117,13 @@ class RankState:
             self._engine.load_checkpoint(str(path), tag=TAG, load_module_strict=not self._frozen)
         else:
             self._load_resharded(path)
+        if self._average is not None and self._rank == 0:
+            average_file = path / TAG / AVERAGE_FILE
+            if not average_file.exists():
+                raise CheckpointError(
+                    f"{path} has no averaged weights: resume with trainer.ema_decay=0, as it was made."
+                )
+            self._average.restore(torch.load(average_file, weights_only=True))
         # A rank that the saving run did not have goes on with the generators it started with.
         if self._rank < saved_ranks:
             random_file = path / TAG / RNG_FILE.format(self._rank)
