@@ -146,7 +146,7 @@ class Checkpoints:
         A checkpoint that is not byte for byte what was written is refused, and the newest whole one
         before it is named.
         """
-        folder = self._folder / (name or self._latest_name())
+        folder = self._folder / (name or self._named_latest())
         problem = _damage(folder)
         if problem is None:
             try:
@@ -167,14 +167,19 @@ class Checkpoints:
         ratings = {done: reward for done, reward in self._ratings().items() if int(done) <= step}
         write_json_atomic(self._ratings_file, ratings)
 
-    def _latest_name(self) -> str:
+    def latest_name(self) -> str | None:
+        """The folder of the newest whole checkpoint; None before the first."""
         pointer = self._folder / "latest"
-        if not pointer.is_file():
+        return pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else None
+
+    def _named_latest(self) -> str:
+        name = self.latest_name()
+        if name is None:
             raise CheckpointError(
-                f"{self._folder.parent} has no checkpoint to resume from ({pointer} is missing): "
-                "give the directory of a run that got as far as its first checkpoint."
+                f"{self._folder.parent} has no checkpoint to resume from ({self._folder / 'latest'} is "
+                "missing): give the directory of a run that got as far as its first checkpoint."
             )
-        return pointer.read_text(encoding="utf-8").strip()
+        return name
 
     def _advice(self, damaged: Path) -> str:
         for folder in reversed(self._saved()):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from perm_ray.config.schema import RewardConfig
 from perm_ray.data.prompts import split_sections
-from perm_ray.errors import RunError
+from perm_ray.errors import NotFiniteError, RunError
 from perm_ray.judges.panel import CompletionKey, JudgePanel
 from perm_ray.perspectives.perspective import Perspective
 from perm_ray.rewards.advantages import advantages_of
@@ -97,11 +97,11 @@ def make_groups(
 ) -> tuple[RolloutGroup, ...]:
     """Groups with their advantages, which may depend on all of them.
 
-    Raises `RunError` for a reward that is not finite: it would make every advantage of its group so.
+    Raises `NotFiniteError` for a reward that is not finite: it would make every advantage of its group so.
     """
     for rollout in (rollout for group in rollouts for rollout in group):
         if rollout.reward is not None and not math.isfinite(rollout.reward.value):
-            raise RunError(
+            raise NotFiniteError(
                 f"The reward of {name_of(rollout.completion)} must be finite, found {rollout.reward}: "
                 "look at what its judges scored, and at the section rewards."
             )

@@ -7,17 +7,20 @@ step waits for the weights: exact, and repeatable bit for bit on CPU with `run.d
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from statistics import fmean
 
-from perm_ray.errors import RunError
+from perm_ray.errors import LimitError, NotFiniteError, RunError
 from perm_ray.evaluation.heldout import HeldoutResult, compare, heldout_result
+from perm_ray.replay import FailedStep
 from perm_ray.run_state import RunState
 from perm_ray.runtime import Runtime
 from perm_ray.signals import StopSignals
 from perm_ray.tracking.metrics import rollout_metrics
 from perm_ray.trainer.batching import TrainSequence
+from perm_ray.trainer.limits import exceeded
 from perm_ray.types import RolloutGroup
 
 
@@ -123,7 +126,32 @@ class Driver:
         if not sequences:
             self._run.progress.note(f"Step {step}: every rollout is masked, the policy stays as it is.")
             return {}
-        return self._run.trainer.train_step(step, sequences)
+        try:
+            metrics = self._run.trainer.train_step(step, sequences)
+            self._check_limits(step, metrics)
+        except (NotFiniteError, LimitError) as error:
+            file = self._keep_for_replay(step, sequences, str(error))
+            raise type(error)(
+                f"{error} Nothing of this step was saved. Its batch is in {file}: look at it alone with "
+                f"perm-ray train --replay {file}"
+            ) from error
+        return metrics
+
+    def _check_limits(self, step: int, metrics: Mapping[str, float]) -> None:
+        """After the update and before anything is made of it: weight sync, records, a checkpoint."""
+        limits = self._run.config.trainer.limits
+        over = exceeded(metrics, limits)
+        if over and limits.action == "stop":
+            raise LimitError(f"Step {step} went past a limit: {' and '.join(over)}.")
+        for sentence in over:
+            self._run.progress.note(f"Step {step}: {sentence}.")
+
+    def _keep_for_replay(self, step: int, sequences: Sequence[TrainSequence], reason: str) -> Path:
+        """Write down the batch, and the newest checkpoint that it can be replayed from."""
+        self.settle()
+        file = self._run.directory.failed_step_file(step)
+        FailedStep(step, reason, self._run.checkpoints.latest_name(), sequences).write(file)
+        return file
 
     def _lap_s(self) -> float:
         """Since the last step's end: so a step's time has what was written down after the one before."""

@@ -46,6 +46,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="RUN_DIR",
     )
     parser.add_argument(
+        "--replay", type=Path, default=None, help="run a failed step's training alone", metavar="FILE"
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="check everything, print what would be run, start nothing"
     )
     parser.add_argument(
@@ -66,10 +69,17 @@ def run(arguments: Sequence[str]) -> int:
     if options.dry_run:
         print(describe(plan), end="")
         return 0
+    if options.replay is not None:
+        from pipelines.replay import replay
+
+        return replay(plan, options.replay)
     return train_plan(plan, options.resume)
 
 
 def _config(options: argparse.Namespace) -> Config:
+    if options.replay is not None:
+        beside = options.replay.absolute().parent / "config.yaml"
+        return load_config(options.config or beside, options.overrides)
     if options.resume is None:
         return load_config(options.config or CONFIGS / "local.yaml", options.overrides)
     from perm_ray.checkpoint import checkpoint_of

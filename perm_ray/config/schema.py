@@ -304,6 +304,21 @@ class ObjectiveConfig:
 
 
 @dataclass(frozen=True)
+class LimitsConfig:
+    """What a healthy step stays under (null: no limit), and whether passing it warns or stops the run."""
+
+    grad_norm: Optional[float] = None
+    kl: Optional[float] = None
+    action: str = "warn"
+
+    def __post_init__(self) -> None:
+        for name in ("grad_norm", "kl"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"trainer.limits.{name}", "null or greater than 0", value)
+        _one_of("trainer.limits", self, "action", "warn", "stop")
+
+
+@dataclass(frozen=True)
 class TrainerConfig:
     """The DeepSpeed ranks; what they minimise is `objective`."""
 
@@ -320,6 +335,7 @@ class TrainerConfig:
     weight_decay: float = 0.0
     adam_betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: float = 1.0
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
     start_timeout_s: float = 300.0
     step_timeout_s: float = 1800.0
     collective_timeout_s: float = 300.0

@@ -15,7 +15,14 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from perm_ray.config.schema import TrainerConfig
-from perm_ray.errors import ActorTimeoutError, Interrupted, PermRayError, RunError
+from perm_ray.errors import (
+    ActorFailedError,
+    ActorTimeoutError,
+    Interrupted,
+    NotFiniteError,
+    PermRayError,
+    RunError,
+)
 from perm_ray.files import FileDigest
 from perm_ray.remote import explain, wait_all
 from perm_ray.trainer.actor import TrainerRank
@@ -23,6 +30,7 @@ from perm_ray.trainer.batching import TrainSequence, plan_step
 from perm_ray.trainer.metrics import step_metrics
 
 LISTEN_S = 1.0  # after a failure, for the other ranks' side of it
+ANSWER_S = 5.0  # for a rank to say where it is, which it does while it trains, too
 
 
 class TrainerGroup:
@@ -47,11 +55,12 @@ class TrainerGroup:
         self._nodes = ["not placed yet"] * config.num_ranks
         self._starting: list[ray.ObjectRef] = []
         self._actors: list[Any] = []
+        self._refuses = False  # after a step that was not finite; the ranks live, and may still write
 
     @property
     def ranks(self) -> list[Any]:
         """The actors' handles, in order of rank."""
-        if not self._actors:
+        if self._refuses or not self._actors:
             raise RunError(
                 "The trainer group is not running: it has failed, or was shut down or never started."
             )
@@ -156,13 +165,30 @@ class TrainerGroup:
         calls = self._calls(refs)
         try:
             return wait_all(calls, timeout_s=timeout_s, doing=doing)
+        except NotFiniteError:
+            self._refuses = True
+            raise
         except ActorTimeoutError:
             self.shutdown()
             raise
         except PermRayError as error:
-            culprit = _first_death(calls, doing) or error
+            culprit = _first_death(calls, doing) or self._first_silence(error, doing) or error
             self.shutdown()
             raise culprit from error.__cause__
+
+    def _first_silence(self, error: PermRayError, doing: str) -> PermRayError | None:
+        """The error of a rank that does not even say where it is, if another failed of waiting for it."""
+        if not isinstance(error, ActorFailedError):
+            return None
+        asked = self._calls([rank.where.remote() for rank in self._actors])
+        _, silent = ray.wait(list(asked.values()), num_returns=len(asked), timeout=ANSWER_S)
+        for role, ref in asked.items():
+            if ref in silent:
+                return ActorTimeoutError(
+                    f"{role} does not answer any more (its process or its machine is stopped) while {doing}; "
+                    f"what another rank says: {error}"
+                )
+        return None
 
     def _calls(self, refs: Sequence[ray.ObjectRef]) -> dict[str, ray.ObjectRef]:
         """Each rank's reference under the rank's name for people."""

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from perm_ray.config.schema import TrainerConfig
-from perm_ray.errors import RunError
+from perm_ray.errors import NotFiniteError
 from perm_ray.trainer import engine as ds
 from perm_ray.trainer.batching import MicroBatch, RankBatch, Totals
 from perm_ray.trainer.metrics import StepSums
@@ -61,7 +61,7 @@ class Learner:
         """One optimizer update from each minibatch of all ranks, in every epoch; or none at all if any rank
         was asked to stop before the first.
 
-        Raises `RunError` on every rank, before the update, when a loss or the gradient is not finite.
+        Raises `NotFiniteError` on every rank, before the update, when a loss or the gradient is not finite.
         """
         schedule = [minibatch for _ in range(self._config.objective.epochs) for minibatch in minibatches]
         # The first minibatch is not looked at: it is trained before the policy moves.
@@ -143,7 +143,7 @@ class Learner:
             dist.all_reduce(votes, dist.ReduceOp.MAX)
         stop, not_finite = votes.bool().tolist()
         if not_finite:
-            raise RunError(
+            raise NotFiniteError(
                 f"The loss of step {step} is not a finite number (sum on this rank: {loss}), so the policy "
                 "was not updated. Look at the step's rewards and advantages, or lower trainer.lr."
             )
@@ -158,7 +158,7 @@ class Learner:
         """Step the optimizer and return the gradient's norm before clipping."""
         grad_norm = ds.update(self._engine)
         if not math.isfinite(grad_norm):
-            raise RunError(
+            raise NotFiniteError(
                 f"The gradient of step {step} is not finite, so the policy was not updated. Look at the "
                 "step's rewards and advantages, or lower trainer.lr."
             )

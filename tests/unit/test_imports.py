@@ -26,7 +26,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         *("data", "perspectives", "rewards"),
         *(
             f"trainer.{name}"
-            for name in ("batching", "segments", "loss", "mismatch", "objective", "metrics", "model")
+            for name in ("batching", "segments", "loss", "mismatch", "objective", "metrics", "limits", "model")
         ),
     ),
     # vLLM and DeepSpeed themselves.
@@ -36,7 +36,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("rollout.actor", "judges.actor", "judges.engine", "trainer.actor", "trainer.learner"),
     (
         *("rollout.pool", "judges.pool", "judges.panel", "judges.accounting", "trainer.group"),
-        *("placement", "run_state"),
+        *("placement", "run_state", "replay"),
     ),
     ("weight_sync", "checkpoint", "collect", "tracking", "evaluation"),
     ("runtime",),
