@@ -304,6 +304,30 @@ class ObjectiveConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """A low-rank adapter that is trained in the policy's stead. `rank: 0` trains all weights."""
+
+    rank: int = 0
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
+
+    def __post_init__(self) -> None:
+        _at_least_zero("trainer.lora", self, "rank")
+        _positive("trainer.lora", self, "alpha")
+        _require(0 <= self.dropout < 1, "trainer.lora.dropout", "in [0, 1)", self.dropout)
+        _require(len(self.targets) > 0, "trainer.lora.targets", "at least one layer's name", self.targets)
+
+
+@dataclass(frozen=True)
 class LimitsConfig:
     """What a healthy step stays under (null: no limit), and whether passing it warns or stops the run."""
 
@@ -328,10 +352,17 @@ class TrainerConfig:
     num_threads: int = 2
     dtype: str = "bfloat16"
     zero_stage: int = 2
+    offload_optimizer: bool = False
+    offload_reference: bool = False
+    lora: LoraConfig = field(default_factory=LoraConfig)
     micro_batch_tokens: int = 4096
     gradient_checkpointing: bool = True
     lr: float = 1e-6
+    schedule: str = "constant"
     warmup_ratio: float = 0.1
+    warmup_steps: Optional[int] = None
+    min_lr_ratio: float = 0.0
+    ema_decay: float = 0.0
     weight_decay: float = 0.0
     adam_betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: float = 1.0
@@ -348,7 +379,25 @@ class TrainerConfig:
         _at_least_zero("trainer", self, "num_cpus", "num_gpus", "weight_decay")
         _one_of("trainer", self, "dtype", "bfloat16", "float32")
         _one_of("trainer", self, "zero_stage", 0, 1, 2, 3)
+        _one_of("trainer", self, "schedule", "constant", "linear", "cosine")
         _require(0 <= self.warmup_ratio <= 1, "trainer.warmup_ratio", "in [0, 1]", self.warmup_ratio)
+        _require(0 <= self.min_lr_ratio <= 1, "trainer.min_lr_ratio", "in [0, 1]", self.min_lr_ratio)
+        _require(0 <= self.ema_decay < 1, "trainer.ema_decay", "in [0, 1)", self.ema_decay)
+        steps = self.warmup_steps
+        _require(steps is None or steps >= 0, "trainer.warmup_steps", "0 or more, or null", steps)
+        for name in ("offload_optimizer", "offload_reference"):
+            _require(
+                self.num_gpus > 0 or not getattr(self, name),
+                f"trainer.{name}",
+                "false without trainer.num_gpus (there is no device memory to free)",
+                getattr(self, name),
+            )
+        _require(
+            self.zero_stage > 0 or not self.offload_optimizer,
+            "trainer.zero_stage",
+            "1, 2 or 3 with trainer.offload_optimizer",
+            self.zero_stage,
+        )
         _require(
             not (self.dtype == "bfloat16" and self.zero_stage == 0),
             "trainer.zero_stage",
@@ -362,6 +411,7 @@ class SyncConfig:
     """Weight sync, trainer to rollout engines."""
 
     chunk_mb: int = 64
+    adapter_only: bool = False
     timeout_s: float = 120.0
 
     def __post_init__(self) -> None:
@@ -445,6 +495,13 @@ class Config:
             "trainer.num_gpus",
             "0 or more than 0 together with rollout.engine.num_gpus (weights go from one to the other)",
             self.trainer.num_gpus,
+        )
+        adapter_only = self.sync.adapter_only
+        _require(
+            not adapter_only or (self.trainer.lora.rank > 0 and self.trainer.num_gpus == 0),
+            "sync.adapter_only",
+            "false unless trainer.lora.rank is set, and on GPUs (their transfer takes whole weights)",
+            adapter_only,
         )
         evaluated = self.evaluation.every if self.evaluation.num_scenarios else 0
         _require(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
     from perm_ray.trainer.learner import Learner
-    from perm_ray.trainer.weights import PolicyWeights
+    from perm_ray.trainer.weights import AdapterWeights, PolicyWeights
 
 Result = TypeVar("Result")
 
@@ -95,6 +95,10 @@ class TrainerRank:
     def weight_source(self) -> PolicyWeights:
         """The policy's weights, to be read on every rank together. Not for remote calls: use `apply`."""
         return self._learner.weights()
+
+    def adapter_source(self) -> AdapterWeights:
+        """Those of its adapter alone, in the same way."""
+        return self._learner.adapter_weights()
 
     def apply(self, function: Callable[..., Result], *args: Any) -> Result:
         """Run `function(this rank, *args)` in this process: how weight sync brings its own half along."""

@@ -20,11 +20,14 @@ from perm_ray.config.schema import TrainerConfig
 from perm_ray.errors import NotFiniteError
 from perm_ray.trainer import engine as ds
 from perm_ray.trainer.batching import MicroBatch, RankBatch, Totals
+from perm_ray.trainer.ema import WeightAverage
+from perm_ray.trainer.lora import add_adapter
 from perm_ray.trainer.metrics import StepSums
 from perm_ray.trainer.model import PackedBatch, check_packing, load_policy, pack
 from perm_ray.trainer.objective import TokenBatch, objective
+from perm_ray.trainer.reference import FrozenCopy, WithoutAdapter
 from perm_ray.trainer.state import RankState
-from perm_ray.trainer.weights import PolicyWeights, export_model
+from perm_ray.trainer.weights import AdapterWeights, PolicyWeights, export_adapter, export_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +50,18 @@ class Learner:
         self._policy = load_policy(model_dir, dtype)
         if rank == 0:
             check_packing(self._policy)
+        if config.lora.rank > 0:
+            add_adapter(self._policy, config.lora, rank)
         self._engine = ds.build_engine(config, self._policy, total_steps * config.objective.updates)
-        self.state = RankState(self._engine, rank, config.num_ranks)
+        self._average = (
+            WeightAverage(self._policy, config.ema_decay, rank) if config.ema_decay > 0 else None
+        )
+        self.state = RankState(self._engine, rank, config.num_ranks, self._average)
         self._reference = None
-        if config.objective.kl_coef > 0:
-            self._reference = (
-                load_policy(model_dir, dtype).requires_grad_(False).eval().to(self._engine.device)
-            )
+        if config.objective.kl_coef > 0 and config.lora.rank > 0:
+            self._reference = WithoutAdapter(self._engine)
+        elif config.objective.kl_coef > 0:
+            self._reference = FrozenCopy(model_dir, dtype, self._engine.device, config.offload_reference)
 
     def step(
         self, step: int, minibatches: Sequence[RankBatch], stop_requested: Callable[[], bool]
@@ -86,8 +94,18 @@ class Learner:
     def weights(self) -> PolicyWeights:
         return PolicyWeights(self._policy)
 
+    def adapter_weights(self) -> AdapterWeights:
+        return AdapterWeights(self._policy)
+
     def export(self, path: Path) -> None:
-        export_model(self._policy, self._model_dir, path, self._rank)
+        """Write the policy, its adapter merged; and beside it (`<path>_adapter`) the adapter alone. Of a
+        policy whose weights are averaged, it is the average."""
+        average = self._average.values if self._average is not None else None
+        export_model(self._policy, PolicyWeights(self._policy, average), self._model_dir, path, self._rank)
+        if self._config.lora.rank > 0:
+            weights = AdapterWeights(self._policy, average)
+            adapter_path = path.with_name(f"{path.name}_adapter")
+            export_adapter(weights, self._config.lora, self._model_dir, adapter_path, self._rank)
         dist.barrier()  # when the call returns, the folder is there
 
     def _forward(
@@ -132,9 +150,7 @@ class Learner:
     def _reference_logprobs(self, batch: PackedBatch) -> Tensor | None:
         if self._reference is None:
             return None
-        with torch.no_grad():
-            logprobs, _ = self._reference(batch)
-        return logprobs
+        return self._reference(batch)
 
     def _must_stop(self, step: int, requested: bool, loss: float) -> bool:
         """Whether any rank was asked to stop. Asked of all ranks together, so that none goes on alone."""
@@ -162,4 +178,6 @@ class Learner:
                 f"The gradient of step {step} is not finite, so the policy was not updated. Look at the "
                 "step's rewards and advantages, or lower trainer.lr."
             )
+        if self._average is not None:
+            self._average.update()
         return grad_norm

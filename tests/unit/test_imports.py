@@ -20,17 +20,15 @@ ROOT = Path(__file__).parents[2]
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("types", "errors"),
     # Helpers that belong to no room: the standard library, Ray or torch behind one function each.
-    ("background", "files", "signals", "remote", "rendezvous"),
+    ("background", "files", "signals", "remote", "rendezvous", "low_rank"),
     ("config",),
     (
         *("data", "perspectives", "rewards"),
-        *(
-            f"trainer.{name}"
-            for name in ("batching", "segments", "loss", "mismatch", "objective", "metrics", "limits", "model")
-        ),
+        *(f"trainer.{name}" for name in ("batching", "segments", "loss", "mismatch", "objective")),
+        *(f"trainer.{name}" for name in ("metrics", "limits", "model", "schedule", "lora")),
     ),
     # vLLM and DeepSpeed themselves.
-    ("engine", "trainer.engine", "trainer.state", "trainer.weights"),
+    ("engine", *(f"trainer.{name}" for name in ("engine", "state", "weights", "ema", "reference"))),
     # An actor holds an engine, so the engines are a level of their own. `judges.engine` and
     # `trainer.learner` are what the actors of their rooms are made of.
     ("rollout.actor", "judges.actor", "judges.engine", "trainer.actor", "trainer.learner"),
