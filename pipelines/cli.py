@@ -13,7 +13,7 @@ from perm_ray.errors import PermRayError, UserError
 
 VERBS = {
     "train": "train a policy with PERM's reward",
-    "benchmark": "measure on this machine: loop, rollout, learning",
+    "benchmark": "measure on this machine: loop, rollout, learning, checkpoint",
 }
 
 
