@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from perm_ray.checkpoint import Checkpoints
 from perm_ray.config.load import load_config
 from perm_ray.config.schema import Config
 from perm_ray.errors import CheckpointError
 from perm_ray.files import fingerprint
 from perm_ray.run_state import MAY_CHANGE, RunState, check_agrees, differences_in_numbers
-from perm_ray.runtime import plan_run
+from perm_ray.runtime import RunPlan, plan_run
+from pipelines.train import train_plan
 
 
 def state(*overrides: str, **contents: str) -> RunState:
@@ -139,3 +142,48 @@ def test_a_fingerprint_tells_models_of_equal_shape_apart(tmp_path: Path) -> None
     assert fingerprint(tmp_path) == first
     weights.write_bytes(b"\1" * 5_000_000)  # as training does: no number stays what it was
     assert fingerprint(tmp_path) != first
+
+
+# ---- at the command line, before anything is started ------------------------------------------
+
+
+def plan_of(run: Path, *overrides: str) -> RunPlan:
+    return plan_run(load_config(None, [f"run.dir={run.parent}", f"run.name={run.name}", *overrides]))
+
+
+def with_checkpoints(run: Path, *steps: int) -> Checkpoints:
+    """A run that stopped after the last of `steps`, as far as a resume looks before it starts anything."""
+    plan = plan_of(run)
+    new = RunState.new(plan.new_sampler().state(), plan.contents(), plan.config)
+    checkpoints = Checkpoints(run / "checkpoints", plan.config.checkpoint)
+    for step in steps:
+        checkpoints.save(replace(new, step=step), lambda _: dict)
+    checkpoints.wait()
+    return checkpoints
+
+
+def test_a_resume_as_another_experiment_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    with_checkpoints(tmp_path / "run", 2)
+    with pytest.raises(CheckpointError, match=r"run\.seed: 42 then, 7 now"):
+        train_plan(plan_of(tmp_path / "run", "run.seed=7"), resume=tmp_path / "run")
+
+
+def test_a_resume_from_a_damaged_checkpoint_names_the_one_to_resume_from(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with_checkpoints(run, 2, 4)
+    state_file = run / "checkpoints" / "step_000004" / "state.json"
+    state_file.write_text(state_file.read_text().replace('"step": 4', '"step": 5'))
+    with pytest.raises(CheckpointError, match=r"content of state\.json is not what was written") as caught:
+        train_plan(plan_of(run), resume=run)
+    before = run / "checkpoints" / "step_000002"
+    assert f"--resume {before}" in str(caught.value)
+    with pytest.raises(CheckpointError, match=r"run\.seed: 42 then, 7 now"):  # which is read
+        train_plan(plan_of(run, "run.seed=7"), resume=before)
+
+
+def test_a_finished_run_has_nothing_to_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    with_checkpoints(run, 100)
+    (run / "summary.json").write_text('{"status": "FINISHED"}')
+    assert train_plan(plan_of(run), resume=run) == 0
+    assert "is finished: 100 of 100 steps are done, nothing to resume" in capsys.readouterr().out
