@@ -23,6 +23,7 @@ from perm_ray.rollout.pool import RolloutPool
 from perm_ray.types import Completion, Judgment, Prompt, Rollout, RolloutGroup, Sections
 
 Report = Callable[[str, int, int], None]
+Draw = Callable[[int], Sequence[Prompt]]  # the next so many prompts, or fewer
 
 
 def silent(phase: str, done: int, total: int) -> None:
@@ -34,12 +35,20 @@ def silent(phase: str, done: int, total: int) -> None:
 class Collected:
     """The groups of one collection, in the order of their prompts, and what it cost.
 
-    `generate_s` is until the last completion arrived, `judge_s` what judging took beyond that.
+    `generate_s` is until the last completion arrived, `judge_s` what judging took beyond that. `replaced`
+    are groups that had nothing to teach, and `resampled` counts the further prompts that were drawn for it.
     """
 
     groups: tuple[RolloutGroup, ...]
     generate_s: float
     judge_s: float
+    replaced: tuple[RolloutGroup, ...] = ()
+    resampled: int = 0
+
+    @property
+    def sampled(self) -> tuple[RolloutGroup, ...]:
+        """All that the policy was asked for: metrics of these are not biased by what was replaced."""
+        return self.groups + self.replaced
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +92,45 @@ class Collector:
         ]
         groups = make_groups(prompts, rollouts, self.rewards)
         return Collected(groups, generated - start, time.monotonic() - generated)
+
+    def collect_varied(
+        self,
+        draw: Draw,
+        *,
+        num_prompts: int,
+        max_resamples: int,
+        num_completions: int,
+        step: int,
+        report: Report = silent,
+    ) -> Collected:
+        """`collect` for training, with DAPO's dynamic sampling (arXiv 2503.14476, section 3.2), bounded.
+
+        Groups whose advantages are all zero are replaced by those of further prompts, in at most
+        `max_resamples` rounds; what is still flat then stays.
+        """
+
+        def collect(prompts: Sequence[Prompt]) -> Collected:
+            return self.collect(prompts, num_completions=num_completions, step=step, report=report)
+
+        found = collect(draw(num_prompts))
+        groups, replaced, resampled = list(found.groups), [], 0
+        generate_s, judge_s = found.generate_s, found.judge_s
+        for _ in range(max_resamples):
+            flat = [place for place, group in enumerate(groups) if group.zero_variance]
+            prompts = draw(len(flat)) if flat else ()
+            if not prompts:
+                break
+            further = collect(prompts)
+            resampled += len(prompts)
+            generate_s, judge_s = generate_s + further.generate_s, judge_s + further.judge_s
+            varied = [group for group in further.groups if not group.zero_variance]
+            replaced += [group for group in further.groups if group.zero_variance]
+            for place, group in zip(flat, varied, strict=False):  # what finds no substitute stays
+                replaced.append(groups[place])
+                groups[place] = group
+        if resampled:  # advantages may depend on the whole step, which is another one now
+            groups = make_groups([g.prompt for g in groups], [g.rollouts for g in groups], self.rewards)
+        return Collected(tuple(groups), generate_s, judge_s, tuple(replaced), resampled)
 
     def _rollout(
         self, completion: Completion, sections: Sections, judgments: Mapping[str, Judgment]

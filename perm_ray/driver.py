@@ -6,12 +6,14 @@ step waits for the weights: exact, and repeatable bit for bit on CPU with `run.d
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
 
+from perm_ray.collect import Collected, name_of
 from perm_ray.errors import LimitError, NotFiniteError, RunError
 from perm_ray.evaluation.heldout import HeldoutResult, compare, heldout_result
 from perm_ray.replay import FailedStep
@@ -21,7 +23,7 @@ from perm_ray.signals import StopSignals
 from perm_ray.tracking.metrics import rollout_metrics
 from perm_ray.trainer.batching import TrainSequence
 from perm_ray.trainer.limits import exceeded
-from perm_ray.types import RolloutGroup
+from perm_ray.types import Prompt, RolloutGroup
 
 
 class Driver:
@@ -91,15 +93,9 @@ class Driver:
         run = self._run
         self._stop.check()
         run.checkpoints.check()
-        prompts = [run.models.train_prompts[index] for index in run.sampler.next_batch()]
-        collected = run.collector.collect(
-            prompts,
-            num_completions=run.config.rollout.completions_per_prompt,
-            step=step,
-            report=run.progress.phase,
-        )
-        run.directory.write_samples(step, collected.groups)  # also of a step that the next line ends
-        run.failure_limit.check(step, collected.groups)
+        collected = self._collect(step)
+        run.directory.write_samples(step, collected.sampled)  # also of a step that the next line ends
+        run.failure_limit.check(step, collected.sampled)
         with self._stop.deferred(hurry=run.trainer.request_stop):
             training = time.monotonic()
             run.progress.phase("train")
@@ -107,9 +103,10 @@ class Driver:
             train_s = time.monotonic() - training
             run.progress.phase("sync")
             synced = run.weight_sync.push(version=step)
-            metrics = rollout_metrics(collected.groups) | trained | synced.metrics()
+            metrics = rollout_metrics(collected.sampled) | trained | synced.metrics()
             metrics["rollout/tokens_per_s"] = metrics["rollout/tokens"] / collected.generate_s
             metrics |= {
+                "group/resampled": float(collected.resampled),
                 "time/generate_s": collected.generate_s,
                 "time/judge_s": collected.judge_s,
                 "time/train_s": train_s,
@@ -120,6 +117,25 @@ class Driver:
             self._save_s = 0.0
             self._record(step, metrics)
             self.state = replace(self.state, step=step, sampler=run.sampler.state())
+
+    def _collect(self, step: int) -> Collected:
+        run, rollout = self._run, self._run.config.rollout
+        drawn: set[int] = set()
+
+        def draw(count: int) -> list[Prompt]:
+            """The next prompts. One that the step has already, where an epoch ends in it, is passed over."""
+            fresh = [index for index in run.sampler.next_batch(count) if index not in drawn]
+            drawn.update(fresh)
+            return [run.models.train_prompts[index] for index in fresh]
+
+        return run.collector.collect_varied(
+            draw,
+            num_prompts=rollout.prompts_per_step,
+            max_resamples=rollout.max_resamples,
+            num_completions=rollout.completions_per_prompt,
+            step=step,
+            report=run.progress.phase,
+        )
 
     def _update(self, step: int, groups: Sequence[RolloutGroup]) -> dict[str, float]:
         sequences = train_sequences(groups)
@@ -187,15 +203,20 @@ class Driver:
 
 
 def train_sequences(groups: Sequence[RolloutGroup]) -> list[TrainSequence]:
-    """What the trainer learns from: every rollout that is not masked, with its sampled token ids."""
-    return [
-        TrainSequence(
-            prompt_ids=group.prompt.token_ids,
-            completion_ids=rollout.completion.token_ids,
-            sampler_logprobs=rollout.completion.logprobs,
-            advantage=advantage,
-        )
-        for group in groups
-        for rollout, advantage in zip(group.rollouts, group.advantages, strict=True)
-        if not rollout.masked and rollout.completion.token_ids
-    ]
+    """What the trainer learns from: every rollout that is not masked, with its sampled token ids.
+
+    Raises `NotFiniteError`, which names the rollout, for an advantage that nothing can be learned from.
+    """
+    sequences = []
+    for group in groups:
+        for rollout, advantage in zip(group.rollouts, group.advantages, strict=True):
+            completion = rollout.completion
+            if not math.isfinite(advantage):
+                raise NotFiniteError(
+                    f"The advantage of {name_of(completion)} must be finite, found {advantage}: look at the "
+                    "rewards of its group, and at the section rewards."
+                )
+            if not rollout.masked and completion.token_ids:
+                ids = (group.prompt.token_ids, completion.token_ids)
+                sequences.append(TrainSequence(*ids, completion.logprobs, advantage))
+    return sequences
