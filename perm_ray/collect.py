@@ -7,24 +7,26 @@ both collect here, so they can never measure different things.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from perm_ray.config.schema import RewardConfig
 from perm_ray.data.prompts import split_sections
-from perm_ray.errors import RunError
+from perm_ray.errors import NotFiniteError, RunError
 from perm_ray.judges.judge import ItemKey
 from perm_ray.judges.load import load_metrics
 from perm_ray.judges.panel import JudgePanel
 from perm_ray.perspectives.perspective import Perspective
-from perm_ray.rewards.advantages import group_advantages
+from perm_ray.rewards.advantages import advantages_of
 from perm_ray.rewards.combine import reward_of
 from perm_ray.rewards.score_map import ScoreMap
 from perm_ray.rollout.pool import RolloutPool
 from perm_ray.types import Completion, Judgment, Prompt, Rollout, RolloutGroup, Sections
 
 Report = Callable[[str, int, int], None]
+Draw = Callable[[int], Sequence[Prompt]]  # the next so many prompts, or fewer
 
 
 def silent(phase: str, done: int, total: int) -> None:
@@ -37,13 +39,22 @@ class Collected:
     """The groups of one collection, in the order of their prompts, and what it cost.
 
     `generate_s` is until the last completion arrived, `judge_s` what judging took beyond that;
-    `load_metrics` say how busy the judge pools were (see `judges/load.py`).
+    `load_metrics` say how busy the judge pools were (see `judges/load.py`). `replaced` are groups that had
+    nothing to teach, and `resampled` counts the further prompts that were drawn for it; the load is that
+    of the first round.
     """
 
     groups: tuple[RolloutGroup, ...]
     generate_s: float
     judge_s: float
     load_metrics: Mapping[str, float] = field(default_factory=dict)
+    replaced: tuple[RolloutGroup, ...] = ()
+    resampled: int = 0
+
+    @property
+    def sampled(self) -> tuple[RolloutGroup, ...]:
+        """All that the policy was asked for: metrics of these are not biased by what was replaced."""
+        return self.groups + self.replaced
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +85,8 @@ class Collector:
         report("generate", 0, wanted)
         for completion in stream:
             sections = split_sections(completion.text)
-            answers[completion.scenario_id, completion.index] = completion, sections
             key = completion.scenario_id, completion.index
+            answers[key] = completion, sections
             self.panel.submit(key, scenarios[completion.scenario_id], sections)
             report("generate", len(answers), wanted)
         if len(answers) != wanted:
@@ -83,34 +94,95 @@ class Collector:
         generated, sampled_at = time.monotonic(), time.time()
         report("judge", 0, wanted)
         judged = self.panel.collect()
-        groups = tuple(
-            self._group(prompt, [answers[_key(prompt, i)] for i in range(num_completions)], judged.judgments)
+        rollouts = [
+            [self._rollout(*answers[key], judged.judgments[key]) for key in _keys(prompt, num_completions)]
             for prompt in prompts
-        )
+        ]
+        groups = make_groups(prompts, rollouts, self.rewards)
         judge_s = time.monotonic() - generated
         return Collected(groups, generated - start, judge_s, load_metrics(judged.loads, sampled_at))
 
-    def _group(
+    def collect_varied(
         self,
-        prompt: Prompt,
-        answers: Sequence[tuple[Completion, Sections]],
-        judgments: Mapping[ItemKey, Mapping[str, Judgment]],
-    ) -> RolloutGroup:
-        rollouts = tuple(
-            self._rollout(completion, sections, judgments[_key(prompt, completion.index)])
-            for completion, sections in answers
+        draw: Draw,
+        *,
+        num_prompts: int,
+        max_resamples: int,
+        num_completions: int,
+        step: int,
+        report: Report = silent,
+    ) -> Collected:
+        """`collect` for training, with DAPO's dynamic sampling (arXiv 2503.14476, section 3.2), bounded.
+
+        Groups whose advantages are all zero are replaced by those of further prompts, in at most
+        `max_resamples` rounds; what is still flat then stays.
+        """
+
+        def collect(prompts: Sequence[Prompt]) -> Collected:
+            return self.collect(prompts, num_completions=num_completions, step=step, report=report)
+
+        found = collect(draw(num_prompts))
+        groups, replaced, resampled = list(found.groups), [], 0
+        generate_s, judge_s = found.generate_s, found.judge_s
+        for _ in range(max_resamples):
+            flat = [place for place, group in enumerate(groups) if group.zero_variance]
+            prompts = draw(len(flat)) if flat else ()
+            if not prompts:
+                break
+            further = collect(prompts)
+            resampled += len(prompts)
+            generate_s, judge_s = generate_s + further.generate_s, judge_s + further.judge_s
+            varied = [group for group in further.groups if not group.zero_variance]
+            replaced += [group for group in further.groups if group.zero_variance]
+            for place, group in zip(flat, varied, strict=False):  # what finds no substitute stays
+                replaced.append(groups[place])
+                groups[place] = group
+        if resampled:  # advantages may depend on the whole step, which is another one now
+            groups = make_groups([g.prompt for g in groups], [g.rollouts for g in groups], self.rewards)
+        return replace(
+            found,
+            groups=tuple(groups),
+            generate_s=generate_s,
+            judge_s=judge_s,
+            replaced=tuple(replaced),
+            resampled=resampled,
         )
-        values = [rollout.reward.value if rollout.reward else None for rollout in rollouts]
-        return RolloutGroup(prompt, rollouts, group_advantages(values, self.rewards.advantage_scaling))
 
     def _rollout(
         self, completion: Completion, sections: Sections, judgments: Mapping[str, Judgment]
     ) -> Rollout:
+        tokens, truncated = len(completion.token_ids), completion.truncated
         reward, masked_because = reward_of(
-            judgments, self.perspectives, len(completion.token_ids), self.rewards, self.score_maps
+            judgments, self.perspectives, tokens, self.rewards, self.score_maps, truncated
         )
         return Rollout(completion, sections, judgments, reward, masked_because)
 
 
-def _key(prompt: Prompt, index: int) -> ItemKey:
-    return prompt.scenario.scenario_id, index
+def make_groups(
+    prompts: Sequence[Prompt], rollouts: Sequence[Sequence[Rollout]], config: RewardConfig
+) -> tuple[RolloutGroup, ...]:
+    """Groups with their advantages, which may depend on all of them.
+
+    Raises `NotFiniteError` for a reward that is not finite: it would make every advantage of its group so.
+    """
+    for rollout in (rollout for group in rollouts for rollout in group):
+        if rollout.reward is not None and not math.isfinite(rollout.reward.value):
+            raise NotFiniteError(
+                f"The reward of {name_of(rollout.completion)} must be finite, found {rollout.reward}: "
+                "look at what its judges scored, and at the section rewards."
+            )
+    advantages = advantages_of([[rollout.reward for rollout in group] for group in rollouts], config)
+    return tuple(
+        RolloutGroup(prompt, tuple(group), values)
+        for prompt, group, values in zip(prompts, rollouts, advantages, strict=True)
+    )
+
+
+def name_of(completion: Completion) -> str:
+    """How a message names a rollout: as it is found in the sample files."""
+    scenario, version = completion.scenario_id, completion.version
+    return f"completion {completion.index} of scenario {scenario} (policy version {version})"
+
+
+def _keys(prompt: Prompt, num_completions: int) -> list[ItemKey]:
+    return [(prompt.scenario.scenario_id, index) for index in range(num_completions)]

@@ -6,28 +6,36 @@ step waits for the weights: exact, and repeatable bit for bit on CPU with `run.d
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import fmean
 
-from perm_ray.checkpoint import RunState
+from perm_ray.collect import Collected, name_of
+from perm_ray.errors import LimitError, NotFiniteError, RunError
 from perm_ray.evaluation.heldout import HeldoutResult, compare, heldout_result
+from perm_ray.replay import FailedStep
+from perm_ray.run_state import RunState
 from perm_ray.runtime import Runtime
 from perm_ray.signals import StopSignals
 from perm_ray.tracking.metrics import rollout_metrics
 from perm_ray.tracking.slices import slice_metrics
 from perm_ray.trainer.batching import TrainSequence
-from perm_ray.types import RolloutGroup
+from perm_ray.trainer.limits import exceeded
+from perm_ray.types import Prompt, RolloutGroup
 
 
 class Driver:
     """Runs the loop from `state`, which is always that of the last finished step."""
 
-    def __init__(self, run: Runtime, state: RunState, stop: StopSignals) -> None:
+    def __init__(self, run: Runtime, state: RunState, stop: StopSignals, resumed: bool = False) -> None:
         self._run = run
         self._stop = stop
         self._started = time.monotonic() - state.wall_time_s
-        self._saved_step = state.step or None  # None: there is no checkpoint yet
+        self._saved_step = state.step if resumed else None  # None: there is no checkpoint yet
+        self._save_s = 0.0
         self._step_began = time.monotonic()
         self.state = state
         self.evaluation: dict[str, object] = {}
@@ -48,13 +56,14 @@ class Driver:
             self._step_began = time.monotonic()
             if config.checkpoint.every and step % config.checkpoint.every == 0:
                 self.save()
+        self.save()
         before = HeldoutResult(**self.state.before)
         if before.rewards:
             self.evaluation = compare(before, self._evaluate(config.run.steps), config.run.seed)
-        self.save()
         self._stop.check()
         run.progress.phase("exporting the policy")
         run.trainer.export(run.directory.policy)
+        run.checkpoints.wait()
 
     @property
     def wall_time_s(self) -> float:
@@ -62,29 +71,35 @@ class Driver:
         return time.monotonic() - self._started
 
     def save(self) -> None:
-        """Write a checkpoint of the last finished step, unless there is one already."""
+        """Begin a checkpoint of the last finished step, unless there is one already. The loop waits for a
+        copy of the state; it is written while the next step runs."""
         if self.state.step == self._saved_step:
             return
         run = self._run
         run.progress.phase("saving a checkpoint")
         state = replace(self.state, mlflow_run_id=run.tracker.run_id, wall_time_s=self.wall_time_s)
+        began = time.monotonic()
         with self._stop.deferred():  # a save that is cut off would be in the way of the next one
             run.checkpoints.save(state, run.trainer.save)
             self._saved_step = state.step
+        self._save_s += time.monotonic() - began
+
+    def settle(self) -> None:
+        """After an error: let the checkpoint that is being written become whole, or say why it did not.
+        The run ends with the error it had."""
+        try:
+            self._run.checkpoints.wait()
+        except RunError as error:
+            self._run.progress.note(str(error))
 
     def _step(self, step: int) -> None:
         run = self._run
         self._stop.check()
-        prompts = [run.models.train_prompts[index] for index in run.sampler.next_batch()]
-        collected = run.collector.collect(
-            prompts,
-            num_completions=run.config.rollout.completions_per_prompt,
-            step=step,
-            report=run.progress.phase,
-        )
+        run.checkpoints.check()
+        collected = self._collect(step)
         # Also of a step that the next line ends.
-        run.directory.write_samples(step, collected.groups, run.ambiguity)
-        run.failure_limit.check(step, collected.groups)
+        run.directory.write_samples(step, collected.sampled, run.ambiguity)
+        run.failure_limit.check(step, collected.sampled)
         with self._stop.deferred(hurry=run.trainer.request_stop):
             training = time.monotonic()
             run.progress.phase("train")
@@ -92,25 +107,72 @@ class Driver:
             train_s = time.monotonic() - training
             run.progress.phase("sync")
             synced = run.weight_sync.push(version=step)
-            metrics = rollout_metrics(collected.groups) | slice_metrics(collected.groups)
+            metrics = rollout_metrics(collected.sampled) | slice_metrics(collected.sampled)
             metrics |= dict(collected.load_metrics) | trained | synced.metrics()
             metrics["rollout/tokens_per_s"] = metrics["rollout/tokens"] / collected.generate_s
             metrics |= {
+                "group/resampled": float(collected.resampled),
                 "time/generate_s": collected.generate_s,
                 "time/judge_s": collected.judge_s,
                 "time/train_s": train_s,
                 "time/sync_s": synced.seconds,
+                "time/checkpoint_s": self._save_s,  # what the loop waited for, of saves before this step
                 "time/step_s": self._lap_s(),
             }
+            self._save_s = 0.0
             self._record(step, metrics)
             self.state = replace(self.state, step=step, sampler=run.sampler.state())
+
+    def _collect(self, step: int) -> Collected:
+        run, rollout = self._run, self._run.config.rollout
+        drawn: set[int] = set()
+
+        def draw(count: int) -> list[Prompt]:
+            """The next prompts. One that the step has already, where an epoch ends in it, is passed over."""
+            fresh = [index for index in run.sampler.next_batch(count) if index not in drawn]
+            drawn.update(fresh)
+            return [run.models.train_prompts[index] for index in fresh]
+
+        return run.collector.collect_varied(
+            draw,
+            num_prompts=rollout.prompts_per_step,
+            max_resamples=rollout.max_resamples,
+            num_completions=rollout.completions_per_prompt,
+            step=step,
+            report=run.progress.phase,
+        )
 
     def _update(self, step: int, groups: Sequence[RolloutGroup]) -> dict[str, float]:
         sequences = train_sequences(groups)
         if not sequences:
             self._run.progress.note(f"Step {step}: every rollout is masked, the policy stays as it is.")
             return {}
-        return self._run.trainer.train_step(step, sequences)
+        try:
+            metrics = self._run.trainer.train_step(step, sequences)
+            self._check_limits(step, metrics)
+        except (NotFiniteError, LimitError) as error:
+            file = self._keep_for_replay(step, sequences, str(error))
+            raise type(error)(
+                f"{error} Nothing of this step was saved. Its batch is in {file}: look at it alone with "
+                f"perm-ray train --replay {file}"
+            ) from error
+        return metrics
+
+    def _check_limits(self, step: int, metrics: Mapping[str, float]) -> None:
+        """After the update and before anything is made of it: weight sync, records, a checkpoint."""
+        limits = self._run.config.trainer.limits
+        over = exceeded(metrics, limits)
+        if over and limits.action == "stop":
+            raise LimitError(f"Step {step} went past a limit: {' and '.join(over)}.")
+        for sentence in over:
+            self._run.progress.note(f"Step {step}: {sentence}.")
+
+    def _keep_for_replay(self, step: int, sequences: Sequence[TrainSequence], reason: str) -> Path:
+        """Write down the batch, and the newest checkpoint that it can be replayed from."""
+        self.settle()
+        file = self._run.directory.failed_step_file(step)
+        FailedStep(step, reason, self._run.checkpoints.latest_name(), sequences).write(file)
+        return file
 
     def _lap_s(self) -> float:
         """Since the last step's end: so a step's time has what was written down after the one before."""
@@ -141,6 +203,8 @@ class Driver:
         metrics = rollout_metrics(collected.groups) | slice_metrics(collected.groups)
         result = heldout_result(collected.groups, metrics)
         run.tracker.log_step(step, {f"heldout/{name}": value for name, value in result.metrics.items()})
+        if result.rewards:
+            run.checkpoints.rate(step, fmean(result.rewards.values()))
         return result
 
     def _probe(self, step: int) -> None:
@@ -160,15 +224,20 @@ class Driver:
 
 
 def train_sequences(groups: Sequence[RolloutGroup]) -> list[TrainSequence]:
-    """What the trainer learns from: every rollout that is not masked, with its sampled token ids."""
-    return [
-        TrainSequence(
-            prompt_ids=group.prompt.token_ids,
-            completion_ids=rollout.completion.token_ids,
-            sampler_logprobs=rollout.completion.logprobs,
-            advantage=advantage,
-        )
-        for group in groups
-        for rollout, advantage in zip(group.rollouts, group.advantages, strict=True)
-        if not rollout.masked and rollout.completion.token_ids
-    ]
+    """What the trainer learns from: every rollout that is not masked, with its sampled token ids.
+
+    Raises `NotFiniteError`, which names the rollout, for an advantage that nothing can be learned from.
+    """
+    sequences = []
+    for group in groups:
+        for rollout, advantage in zip(group.rollouts, group.advantages, strict=True):
+            completion = rollout.completion
+            if not math.isfinite(advantage):
+                raise NotFiniteError(
+                    f"The advantage of {name_of(completion)} must be finite, found {advantage}: look at the "
+                    "rewards of its group, and at the section rewards."
+                )
+            if not rollout.masked and completion.token_ids:
+                ids = (group.prompt.token_ids, completion.token_ids)
+                sequences.append(TrainSequence(*ids, completion.logprobs, advantage))
+    return sequences

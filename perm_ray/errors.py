@@ -43,6 +43,14 @@ class JudgeFailureRateError(RunError):
     """More judgments failed than the configuration allows."""
 
 
+class NotFiniteError(RunError):
+    """A reward, loss or gradient is NaN or infinite; the policy was not updated with it."""
+
+
+class LimitError(RunError):
+    """A training step went past a limit of `trainer.limits`, whose action is to stop."""
+
+
 class CheckpointError(UserError):
     """A checkpoint is missing, incomplete or belongs to another run."""
 

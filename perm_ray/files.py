@@ -1,16 +1,32 @@
 """Atomic writes: a reader, or the run that resumes, sees the old file or the new one, never half.
 
-The text goes to a temporary file in the same directory, is flushed to the disk and renamed.
+The text goes to a temporary file in the same directory, is flushed to the disk and renamed. A file too
+large for that is written with its digest (`write_hashed`), by which a reader knows that it is whole.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, cast
+
+_SAMPLES = 32  # of a weight file, for `fingerprint` ...
+_SAMPLE_BYTES = 1 << 16  # ... each of this size
+_READ_BYTES = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class FileDigest:
+    """A file's size in bytes and the sha256 of its content."""
+
+    size: int
+    sha256: str
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -62,3 +78,66 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+class _HashingFile:
+    """A file open for writing that hashes what passes through: bytes that the disk changes do not agree."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._sha256 = hashlib.sha256()
+        self._size = 0
+
+    def write(self, data: bytes | memoryview) -> int:
+        self._sha256.update(data)
+        written = self._file.write(data)
+        self._size += written
+        return written
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    @property
+    def digest(self) -> FileDigest:
+        return FileDigest(self._size, self._sha256.hexdigest())
+
+
+def write_hashed(path: Path, dump: Callable[[BinaryIO], object]) -> FileDigest:
+    """Have `dump(file)` write a file, in one pass from its beginning, and flush it to the disk."""
+    with path.open("wb") as file:
+        hashing = _HashingFile(file)
+        dump(cast(BinaryIO, hashing))  # which has as much of one as writers use
+        file.flush()
+        os.fsync(file.fileno())
+    return hashing.digest
+
+
+def file_digest(path: Path) -> FileDigest:
+    """Read a file and say what it holds."""
+    sha256 = hashlib.sha256()
+    size = 0
+    with path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            sha256.update(block)
+            size += len(block)
+    return FileDigest(size, sha256.hexdigest())
+
+
+def text_digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", errors="replace")).hexdigest()
+
+
+def fingerprint(folder: Path) -> str:
+    """Tells one model folder from another without reading it all: names, sizes and samples of its files.
+
+    Training changes nearly every number, so that a few megabytes out of gigabytes give it away.
+    """
+    sha256 = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors")):
+        size = path.stat().st_size
+        sha256.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            for offset in range(0, size, max(_SAMPLE_BYTES, size // _SAMPLES)):
+                file.seek(offset)
+                sha256.update(file.read(_SAMPLE_BYTES))
+    return sha256.hexdigest()

@@ -146,5 +146,8 @@ def judging(config: Config) -> Iterator[JudgeSession]:
             judges = start_judges(config.judges, perspectives, folders, seed, deterministic)
             wait_all(judges.starting(), timeout_s=judges.start_timeout_s, doing="starting")
             yield JudgeSession(perspectives, judges)
+        except SystemError:  # what Ray makes of an exception that a signal raises while it waits
+            stop.check()
+            raise
         finally:
             stop_ray()

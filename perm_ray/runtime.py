@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from perm_ray.checkpoint import Checkpoints, RunState
+from perm_ray.checkpoint import Checkpoints
 from perm_ray.collect import Collector
 from perm_ray.config.schema import Config
 from perm_ray.data.prompts import ChatRenderer, build_prompts, load_template
@@ -21,6 +21,7 @@ from perm_ray.engine.models import check_context, resolve_model
 from perm_ray.errors import ConfigError
 from perm_ray.evaluation.probe_report import ProbeWatch
 from perm_ray.evaluation.probes import load_probes
+from perm_ray.files import fingerprint, text_digest
 from perm_ray.judges.accounting import FailureLimit
 from perm_ray.judging import (
     JudgeSession,
@@ -35,6 +36,7 @@ from perm_ray.remote import wait_all
 from perm_ray.rewards.combine import check_perspectives
 from perm_ray.rewards.score_map import ScoreMap, score_maps_for
 from perm_ray.rollout.pool import RolloutPool
+from perm_ray.run_state import RunState
 from perm_ray.signals import StopSignals
 from perm_ray.tracking.ambiguous import AmbiguityRule
 from perm_ray.tracking.progress import RunProgress
@@ -56,9 +58,15 @@ class RunPlan:
     score_maps: Mapping[str, ScoreMap]
     template: str
 
-    @property
-    def data_digest(self) -> str:
-        return scenario_digest(self.train)
+    def contents(self) -> dict[str, str]:
+        """What the configuration's paths lead to, by digest: a resumed run must find the same."""
+        rubrics = {f"rubric of {name}": p.rubric.digest_of_all for name, p in self.perspectives.items()}
+        return {
+            "set of training scenarios": scenario_digest(self.train),
+            "set of held-out scenarios": scenario_digest(self.heldout),
+            "prompt template": text_digest(self.template),
+            **rubrics,
+        }
 
     def new_sampler(self) -> ScenarioSampler:
         return ScenarioSampler(
@@ -99,6 +107,11 @@ class Models:
     judges: Mapping[str, Path]
     train_prompts: Sequence[Prompt]
     heldout_prompts: Sequence[Prompt]
+
+    def fingerprints(self) -> dict[str, str]:
+        """What is in the folders: a resumed run must find the same."""
+        judges = {f"weights of judge {name}": fingerprint(folder) for name, folder in self.judges.items()}
+        return {"weights of the policy at the start": fingerprint(self.policy), **judges}
 
 
 def prepare_models(plan: RunPlan) -> Models:
@@ -208,6 +221,6 @@ def _start(
         ),
         trainer=trainer,
         weight_sync=weight_sync,
-        checkpoints=Checkpoints(directory.checkpoints, config.checkpoint.keep),
+        checkpoints=Checkpoints(directory.checkpoints, config.checkpoint),
         failure_limit=FailureLimit(config.judges.max_failure_rate, config.judges.failure_window),
     )

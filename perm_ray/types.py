@@ -173,12 +173,17 @@ class JudgeItem:
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """A completion's reward and what it is the sum of: value = empathy + bystander + length."""
+    """A completion's reward and what it is the sum of: value = empathy + bystander + length.
+
+    `parts` are what it was made of, before that: each perspective's score over its scale's maximum, and
+    `length`. A part whose coefficient is 0 is not among them.
+    """
 
     value: float
     empathy: float
     bystander: float
     length: float
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 Weights go from trainer rank 0 straight to the engines (gloo on CPU, NCCL on GPU), never through the
 driver. The driver calls `push(version)` between two steps, when nothing is being sampled; it returns
-when every engine holds that version and has dropped its prefix cache, and raises otherwise.
+when every engine holds that version, received as it was sent, and has dropped its prefix cache, and raises
+otherwise. A LoRA adapter is merged on the way, or (`sync.adapter_only`) sent alone and merged by the engines.
 """
 
 from __future__ import annotations
@@ -40,6 +41,30 @@ class SyncStats:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What trainer rank 0 sent: its size, and its checksum, which vLLM's own backends (NCCL) do not take."""
+
+    num_bytes: int
+    checksum: int | None
+
+
+def check_delivery(
+    sent: Sent, version: int, versions: Sequence[int], checksums: Sequence[int | None]
+) -> None:
+    """Raise `RunError` naming each engine that does not hold `version`, or got other bytes than were sent."""
+    wrong = [
+        f"engine {index} holds version {held}" if held != version else f"engine {index} got other weights"
+        for index, (held, found) in enumerate(zip(versions, checksums, strict=True))
+        if held != version or found != sent.checksum
+    ]
+    if wrong:
+        raise RunError(
+            f"Version {version} did not reach every rollout engine as it was sent: {', '.join(wrong)}. "
+            "Resume from the last checkpoint, and look at the network if it happens again."
+        )
+
+
 class WeightSync:
     """The driver's side. `connect` once both sides are up, then `push` after every training step."""
 
@@ -58,6 +83,7 @@ class WeightSync:
             ranks_per_engine=engine.tensor_parallel_size,
             on_gpu=engine.num_gpus > 0,
             chunk_bytes=self._config.chunk_mb << 20,
+            adapter_only=self._config.adapter_only,
             timeout_s=self._config.timeout_s,
         )
         self._trainer.apply(_connect, link, timeout_s=self._patience_s, doing="connecting to the engines")
@@ -68,13 +94,11 @@ class WeightSync:
         if self._rollouts.replace_dead(self._config.timeout_s):
             self.connect()
         doing = f"sending weights, version {version}"
-        sizes = self._trainer.apply(_send, version, timeout_s=self._patience_s, doing=doing)
+        sent, *_ = self._trainer.apply(_send, version, timeout_s=self._patience_s, doing=doing)
         held = self._rollouts.weight_versions(self._config.timeout_s)
-        stale = [f"engine {i} holds {found}" for i, found in enumerate(held) if found != version]
-        if stale:
-            raise RunError(f"Version {version} did not reach every rollout engine: {', '.join(stale)}.")
+        check_delivery(sent, version, held, self._rollouts.weight_checksums(self._config.timeout_s))
         self._version = version
-        return SyncStats(version, time.monotonic() - start, sizes[0])
+        return SyncStats(version, time.monotonic() - start, sent.num_bytes)
 
     @property
     def _patience_s(self) -> float:
@@ -97,6 +121,7 @@ class _Link:
     ranks_per_engine: int
     on_gpu: bool
     chunk_bytes: int
+    adapter_only: bool
     timeout_s: float
 
 
@@ -145,19 +170,21 @@ def _connect(rank: TrainerRank, link: _Link) -> None:
         chunk_bytes=link.chunk_bytes,
         timeout_s=link.timeout_s,
         client=client,
-        source=_weight_source(rank),
+        source=_weight_source(rank, link.adapter_only),
         on_gpu=link.on_gpu,
     )
     rank.weight_sender = (client, sender)
 
 
-def _weight_source(rank: TrainerRank) -> Any:
-    """The rank's weights as vLLM's `WeightSource`."""
+def _weight_source(rank: TrainerRank, adapter_only: bool) -> Any:
+    """The rank's weights, or its adapter's, as vLLM's `WeightSource`."""
     from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 
-    weights = rank.weight_source()
+    weights = rank.adapter_source() if adapter_only else rank.weight_source()
 
     class PolicySource(WeightSource):
+        adapter_scaling = getattr(weights, "scaling", None)
+
         def metadata(self) -> list[ParamMeta]:
             return [ParamMeta(name, dtype, tuple(shape)) for name, dtype, shape in weights.metadata()]
 
@@ -167,11 +194,12 @@ def _weight_source(rank: TrainerRank) -> Any:
     return PolicySource()
 
 
-def _send(rank: TrainerRank, version: int) -> int:
-    """Send this rank's part; returns the size of all weights in bytes."""
+def _send(rank: TrainerRank, version: int) -> Sent:
+    """Send this rank's part; rank 0 returns what it sent."""
     from perm_ray.engine.weight_transfer import num_bytes
 
     client, sender = rank.weight_sender
     client.version = version
     sender.send_weights()
-    return sum(num_bytes(meta) for meta in sender.source.metadata())
+    size = sum(num_bytes(meta) for meta in sender.source.metadata())
+    return Sent(size, getattr(sender, "checksum", None))

@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ from perm_ray.placement import authenticate
 from pipelines import CONFIGS
 
 if TYPE_CHECKING:
-    from perm_ray.checkpoint import RunState
+    from perm_ray.run_state import RunState
     from perm_ray.runtime import Models, RunPlan
     from perm_ray.signals import StopSignals
     from perm_ray.tracking.run_directory import RunDirectory
@@ -38,7 +39,14 @@ def parser() -> argparse.ArgumentParser:
         "--config", type=Path, default=None, help="YAML file (default: configs/local.yaml)", metavar="FILE"
     )
     parser.add_argument(
-        "--resume", type=Path, default=None, help="go on from a run's last checkpoint", metavar="RUN_DIR"
+        "--resume",
+        type=Path,
+        default=None,
+        help="go on from a run's last checkpoint, or from the one whose folder is given",
+        metavar="RUN_DIR",
+    )
+    parser.add_argument(
+        "--replay", type=Path, default=None, help="run a failed step's training alone", metavar="FILE"
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything, print what would be run, start nothing"
@@ -61,34 +69,46 @@ def run(arguments: Sequence[str]) -> int:
     if options.dry_run:
         print(describe(plan), end="")
         return 0
+    if options.replay is not None:
+        from pipelines.replay import replay
+
+        return replay(plan, options.replay)
     return train_plan(plan, options.resume)
 
 
 def _config(options: argparse.Namespace) -> Config:
+    if options.replay is not None:
+        beside = options.replay.absolute().parent / "config.yaml"
+        return load_config(options.config or beside, options.overrides)
     if options.resume is None:
         return load_config(options.config or CONFIGS / "local.yaml", options.overrides)
-    file = options.resume / "config.yaml"
+    from perm_ray.checkpoint import checkpoint_of
+
+    path, _ = checkpoint_of(options.resume)
+    file = path / "config.yaml"
     if not file.is_file():
-        raise CheckpointError(f"--resume expects a run directory, found no {file}.")
-    path = options.resume.absolute()  # in quotes: a name such as 1e5 is a number to YAML
+        raise CheckpointError(f"--resume expects a run directory or one of its checkpoints, found no {file}.")
+    # In quotes: a name such as 1e5 is a number to YAML.
     place = [f"run.dir={json.dumps(str(path.parent))}", f"run.name={json.dumps(path.name)}"]
     return load_config(options.config or file, [*options.overrides, *place])
 
 
 def train_plan(plan: RunPlan, resume: Path | None) -> int:
     """Train a checked plan, from the start or from the checkpoint of `resume`; returns the exit code."""
-    from perm_ray.checkpoint import Checkpoints, RunState, check_agrees
+    from perm_ray.checkpoint import Checkpoints, checkpoint_of
+    from perm_ray.run_state import RunState, check_agrees, differences_in_numbers
     from perm_ray.runtime import prepare_models
     from perm_ray.signals import StopSignals
     from perm_ray.tracking.run_directory import RunDirectory, run_path
 
     config = plan.config
     path = run_path(config.run, datetime.now())
-    state, checkpoint = RunState.new(plan.new_sampler().state(), plan.data_digest, config), None
+    checkpoints = Checkpoints(path / "checkpoints", config.checkpoint)
+    fresh = RunState.new(plan.new_sampler().state(), plan.contents(), config)
+    state, checkpoint = fresh, None
     if resume is not None:
-        fresh = state
-        state, checkpoint = Checkpoints(path / "checkpoints", config.checkpoint.keep).latest()
-        check_agrees(state, fresh)
+        state, checkpoint = checkpoints.load(checkpoint_of(resume)[1])
+        check_agrees(state.without_weights(), fresh)  # what can be told before any model is loaded
         if state.step >= config.run.steps and RunDirectory(path).finished:
             print(
                 f"{path} is finished: {state.step} of {config.run.steps} steps are done, nothing to resume."
@@ -97,10 +117,17 @@ def train_plan(plan: RunPlan, resume: Path | None) -> int:
     with StopSignals() as stop:
         try:
             models = prepare_models(plan)
+            fresh = replace(fresh, weights=models.fingerprints())
             if checkpoint is None:
+                state = fresh
                 directory = RunDirectory.create(path, dump_config(config))
             else:
+                check_agrees(state, fresh)
+                for note in differences_in_numbers(state, fresh):
+                    print(f"Not bitwise what an uninterrupted run would give: {note}.")
+                state = state.resumed_as(fresh)
                 directory = RunDirectory.resume(path, dump_config(config), state.step)
+                checkpoints.go_back(checkpoint)
             _drive(plan, models, directory, state, checkpoint, stop)
         except Interrupted as error:
             print(f"perm-ray train: {error}", file=sys.stderr)
@@ -134,14 +161,18 @@ def _drive(
         with RunProgress(plan.config.run.steps, state.step, console) as progress:
             progress.note(f"Run directory: {directory.path}")
             with running(plan, models, directory, tracker, progress, stop) as runtime:
-                driver = Driver(runtime, state, stop)
+                driver = Driver(runtime, state, stop, resumed=checkpoint is not None)
                 if checkpoint is not None:
                     runtime.restore(state, checkpoint)
                 try:
                     driver.train()
                 except (Interrupted, JudgeFailureRateError):
                     driver.save()
+                    runtime.checkpoints.wait()
                     progress.note(f"Resume with: perm-ray train --resume {directory.path}")
+                    raise
+                except Exception:
+                    driver.settle()
                     raise
                 summary_extra["evaluation"] = driver.evaluation
         status = "FINISHED"

@@ -228,7 +228,7 @@ def _expected(hint: object) -> str:
         kinds = [_WORDS[arg] for arg in args if arg is not type(None)]
         return " or ".join([*kinds, "null"])
     if typing.get_origin(hint) is tuple:
-        return f"a list of {len(args)} numbers"
+        return "a list of names" if args[-1] is Ellipsis else f"a list of {len(args)} numbers"
     return _WORDS[typing.cast(type, hint)]
 
 

@@ -186,6 +186,7 @@ class RolloutConfig:
     prompts_per_step: int = 8
     completions_per_prompt: int = 8
     max_completion_tokens: int = 1024
+    max_resamples: int = 0
     temperature: float = 1.0
     top_p: float = 1.0
     timeout_s: float = 900.0
@@ -194,6 +195,7 @@ class RolloutConfig:
     def __post_init__(self) -> None:
         _positive("rollout", self, "prompts_per_step", "max_completion_tokens", "temperature")
         _positive("rollout", self, "top_p", "timeout_s")
+        _at_least_zero("rollout", self, "max_resamples")
         _require(
             self.completions_per_prompt >= 2,
             "rollout.completions_per_prompt",
@@ -310,20 +312,138 @@ class RewardConfig:
     length_free_tokens: int = 768
     missing_section: str = "floor"
     score_map: Optional[str] = None
+    truncated: str = "keep"
+    truncated_penalty: float = 0.5
+    composition: str = "sum_then_normalize"
+    advantage_baseline: str = "mean"
     advantage_scaling: str = "group"
 
     def __post_init__(self) -> None:
         _one_of("rewards", self, "combine", "harmonic", "mean", "geometric")
         _one_of("rewards", self, "missing_section", "floor", "mask")
-        _one_of("rewards", self, "advantage_scaling", "group", "none")
+        _one_of("rewards", self, "truncated", "keep", "mask", "penalise")
+        _one_of("rewards", self, "composition", "sum_then_normalize", "normalize_then_sum")
+        _one_of("rewards", self, "advantage_baseline", "mean", "leave_one_out")
+        _one_of("rewards", self, "advantage_scaling", "group", "batch", "none")
         _at_least_zero("rewards", self, "bystander_coef", "length_coef", "length_free_tokens")
+        _positive("rewards", self, "truncated_penalty")
+        normalized = self.composition == "normalize_then_sum"
+        _require(
+            not normalized or (self.advantage_baseline, self.advantage_scaling) == ("mean", "group"),
+            "rewards.advantage_baseline and advantage_scaling",
+            "mean and group with normalize_then_sum, which normalises by itself",
+            (self.advantage_baseline, self.advantage_scaling),
+        )
+        _require(
+            self.advantage_baseline == "mean" or self.advantage_scaling != "group",
+            "rewards.advantage_scaling",
+            "none or batch with leave_one_out (a group's deviation would bring each reward back into its own "
+            "baseline)",
+            self.advantage_scaling,
+        )
         for name, weight in self.weights.items():
             _require(weight > 0, f"rewards.weights.{name}", "greater than 0", weight)
 
 
 @dataclass(frozen=True)
+class ObjectiveConfig:
+    """What the trainer minimises, and in how many updates a step (formulas: `trainer/loss.py`).
+
+    `mismatch` is none because a synchronous step with one update is on-policy but for the numerics of two
+    engines, and those are watched (`policy/mismatch_*`). TRL's default, masking sequences whose ratio is over
+    3, would drop long answers by chance: at 0.05 nats a token, the ratio of 1,000 tokens is off by exp(1.6).
+    """
+
+    loss: str = "dapo"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: Optional[float] = None
+    constant_length: int = 1024
+    kl_coef: float = 0.01
+    kl_estimator: str = "k3"
+    kl_ratio_weighted: bool = False
+    entropy_coef: float = 0.0
+    epochs: int = 1
+    minibatches: int = 1
+    mismatch: str = "none"
+    mismatch_low: float = 0.0
+    mismatch_high: float = 3.0
+
+    def __post_init__(self) -> None:
+        section = "trainer.objective"
+        _one_of(section, self, "loss", "dapo", "grpo", "dr_grpo", "gspo", "cispo")
+        _one_of(section, self, "kl_estimator", "k1", "k2", "k3")
+        modes = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
+        _one_of(section, self, "mismatch", "none", *modes)
+        _positive(section, self, "clip_low", "clip_high", "constant_length", "epochs", "minibatches")
+        _at_least_zero(section, self, "kl_coef", "entropy_coef")
+        _require(
+            self.dual_clip is None or (self.dual_clip > 1 + self.clip_high and self.loss != "cispo"),
+            f"{section}.dual_clip",
+            "null, or more than 1 + clip_high with a loss other than cispo (which has a cap of its own)",
+            self.dual_clip,
+        )
+        _require(
+            self.kl_coef == 0 or self.kl_estimator != "k1" or self.kl_ratio_weighted,
+            f"{section}.kl_estimator",
+            "k2 or k3 unless kl_ratio_weighted is true (the gradient of k1 alone is zero on average)",
+            self.kl_estimator,
+        )
+        _require(
+            0 <= self.mismatch_low < 1 < self.mismatch_high,
+            f"{section}.mismatch_low and mismatch_high",
+            "bounds with 1 between them (a ratio of 1 is perfect agreement)",
+            (self.mismatch_low, self.mismatch_high),
+        )
+
+    @property
+    def updates(self) -> int:
+        """Optimizer updates in a step."""
+        return self.epochs * self.minibatches
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """A low-rank adapter that is trained in the policy's stead. `rank: 0` trains all weights."""
+
+    rank: int = 0
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
+
+    def __post_init__(self) -> None:
+        _at_least_zero("trainer.lora", self, "rank")
+        _positive("trainer.lora", self, "alpha")
+        _require(0 <= self.dropout < 1, "trainer.lora.dropout", "in [0, 1)", self.dropout)
+        _require(len(self.targets) > 0, "trainer.lora.targets", "at least one layer's name", self.targets)
+
+
+@dataclass(frozen=True)
+class LimitsConfig:
+    """What a healthy step stays under (null: no limit), and whether passing it warns or stops the run."""
+
+    grad_norm: Optional[float] = None
+    kl: Optional[float] = None
+    action: str = "warn"
+
+    def __post_init__(self) -> None:
+        for name in ("grad_norm", "kl"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"trainer.limits.{name}", "null or greater than 0", value)
+        _one_of("trainer.limits", self, "action", "warn", "stop")
+
+
+@dataclass(frozen=True)
 class TrainerConfig:
-    """The DeepSpeed ranks and GRPO's objective."""
+    """The DeepSpeed ranks; what they minimise is `objective`."""
 
     num_ranks: int = 1
     num_cpus: float = 2.0
@@ -331,28 +451,52 @@ class TrainerConfig:
     num_threads: int = 2
     dtype: str = "bfloat16"
     zero_stage: int = 2
+    offload_optimizer: bool = False
+    offload_reference: bool = False
+    lora: LoraConfig = field(default_factory=LoraConfig)
     micro_batch_tokens: int = 4096
     gradient_checkpointing: bool = True
     lr: float = 1e-6
+    schedule: str = "constant"
     warmup_ratio: float = 0.1
+    warmup_steps: Optional[int] = None
+    min_lr_ratio: float = 0.0
+    ema_decay: float = 0.0
     weight_decay: float = 0.0
     adam_betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: float = 1.0
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    kl_coef: float = 0.01
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
     start_timeout_s: float = 300.0
     step_timeout_s: float = 1800.0
     collective_timeout_s: float = 300.0
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
     def __post_init__(self) -> None:
         _positive("trainer", self, "num_ranks", "num_threads", "micro_batch_tokens", "lr")
-        _positive("trainer", self, "max_grad_norm", "clip_low", "clip_high")
+        _positive("trainer", self, "max_grad_norm")
         _positive("trainer", self, "start_timeout_s", "step_timeout_s", "collective_timeout_s")
-        _at_least_zero("trainer", self, "num_cpus", "num_gpus", "kl_coef", "weight_decay")
+        _at_least_zero("trainer", self, "num_cpus", "num_gpus", "weight_decay")
         _one_of("trainer", self, "dtype", "bfloat16", "float32")
         _one_of("trainer", self, "zero_stage", 0, 1, 2, 3)
+        _one_of("trainer", self, "schedule", "constant", "linear", "cosine")
         _require(0 <= self.warmup_ratio <= 1, "trainer.warmup_ratio", "in [0, 1]", self.warmup_ratio)
+        _require(0 <= self.min_lr_ratio <= 1, "trainer.min_lr_ratio", "in [0, 1]", self.min_lr_ratio)
+        _require(0 <= self.ema_decay < 1, "trainer.ema_decay", "in [0, 1)", self.ema_decay)
+        steps = self.warmup_steps
+        _require(steps is None or steps >= 0, "trainer.warmup_steps", "0 or more, or null", steps)
+        for name in ("offload_optimizer", "offload_reference"):
+            _require(
+                self.num_gpus > 0 or not getattr(self, name),
+                f"trainer.{name}",
+                "false without trainer.num_gpus (there is no device memory to free)",
+                getattr(self, name),
+            )
+        _require(
+            self.zero_stage > 0 or not self.offload_optimizer,
+            "trainer.zero_stage",
+            "1, 2 or 3 with trainer.offload_optimizer",
+            self.zero_stage,
+        )
         _require(
             not (self.dtype == "bfloat16" and self.zero_stage == 0),
             "trainer.zero_stage",
@@ -366,6 +510,7 @@ class SyncConfig:
     """Weight sync, trainer to rollout engines."""
 
     chunk_mb: int = 64
+    adapter_only: bool = False
     timeout_s: float = 120.0
 
     def __post_init__(self) -> None:
@@ -411,13 +556,16 @@ class TrackingConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """Checkpoints every `every` steps (0: only the last one), the newest `keep` kept."""
+    """Checkpoints every `every` steps (0: only the last one), and which of them are kept: the newest
+    `keep`, those of every `keep_every`-th step, and the `keep_best` with the highest held-out reward."""
 
     every: int = 50
     keep: int = 2
+    keep_every: int = 0
+    keep_best: int = 0
 
     def __post_init__(self) -> None:
-        _at_least_zero("checkpoint", self, "every")
+        _at_least_zero("checkpoint", self, "every", "keep_every", "keep_best")
         _positive("checkpoint", self, "keep")
 
 
@@ -449,11 +597,33 @@ class Config:
             length,
         )
 
+        completions = self.rollout.prompts_per_step * self.rollout.completions_per_prompt
+        _require(
+            self.trainer.objective.minibatches <= completions,
+            "trainer.objective.minibatches",
+            f"at most the completions of a step, {completions}",
+            self.trainer.objective.minibatches,
+        )
         _require(
             (self.rollout.engine.num_gpus > 0) == (self.trainer.num_gpus > 0),
             "trainer.num_gpus",
             "0 or more than 0 together with rollout.engine.num_gpus (weights go from one to the other)",
             self.trainer.num_gpus,
+        )
+        adapter_only = self.sync.adapter_only
+        _require(
+            not adapter_only or (self.trainer.lora.rank > 0 and self.trainer.num_gpus == 0),
+            "sync.adapter_only",
+            "false unless trainer.lora.rank is set, and on GPUs (their transfer takes whole weights)",
+            adapter_only,
+        )
+        evaluated = self.evaluation.every if self.evaluation.num_scenarios else 0
+        _require(
+            not self.checkpoint.keep_best or (evaluated > 0 and self.checkpoint.every % evaluated == 0),
+            "checkpoint.keep_best",
+            "0 unless evaluation.every is set and checkpoint.every is a multiple of it (the best is the one "
+            "with the highest held-out reward)",
+            self.checkpoint.keep_best,
         )
 
     def as_dict(self) -> dict[str, object]:

@@ -31,13 +31,17 @@ class ScenarioSampler:
         self._num_scenarios = num_scenarios
         self._batch_size = batch_size
         self._seed = seed
-        self._start_epoch(0, ())
+        self._start_epoch(0, (), 0)
 
-    def next_batch(self) -> tuple[int, ...]:
-        batch = self._take(self._batch_size)
-        if len(batch) < self._batch_size:
-            self._start_epoch(self._epoch + 1, batch)
-            batch += self._take(self._batch_size - len(batch))
+    def next_batch(self, size: int | None = None) -> tuple[int, ...]:
+        """The next `size` indices (at most the batch size, which is the default)."""
+        size = self._batch_size if size is None else size
+        if not 0 <= size <= self._batch_size:
+            raise ValueError(f"size must be between 0 and the batch size {self._batch_size}, found {size}")
+        batch = self._take(size)
+        if len(batch) < size:
+            self._start_epoch(self._epoch + 1, batch, size - len(batch))
+            batch += self._take(size - len(batch))
         return batch
 
     def state(self) -> dict[str, object]:
@@ -49,6 +53,7 @@ class ScenarioSampler:
             "epoch": self._epoch,
             "position": self._position,
             "carried": list(self._carried),
+            "filling": self._filling,
         }
 
     def restore(self, state: Mapping[str, object]) -> None:
@@ -66,8 +71,10 @@ class ScenarioSampler:
                     f"{mine[key]!r}: resume with the run's own configuration and data, or start a new run."
                 )
         epoch, position, carried = state.get("epoch"), state.get("position"), state.get("carried")
+        filling = state.get("filling")
         if not (
             _is_count(epoch, None)
+            and _is_count(filling, self._batch_size)
             and _is_count(position, self._num_scenarios)
             and isinstance(carried, list | tuple)
             and len(carried) < self._batch_size
@@ -76,9 +83,9 @@ class ScenarioSampler:
         ):
             raise CheckpointError(
                 f"the checkpoint's data cursor makes no sense (epoch {epoch!r}, position {position!r}, "
-                f"carried {carried!r}): use an earlier checkpoint."
+                f"carried {carried!r}, filling {filling!r}): use an earlier checkpoint."
             )
-        self._start_epoch(epoch, tuple(carried))
+        self._start_epoch(epoch, tuple(carried), filling)
         self._position = position
 
     def _take(self, count: int) -> tuple[int, ...]:
@@ -86,16 +93,17 @@ class ScenarioSampler:
         self._position += len(taken)
         return taken
 
-    def _start_epoch(self, epoch: int, carried: tuple[int, ...]) -> None:
-        """Begin `epoch` within a batch that already holds the indices `carried`."""
+    def _start_epoch(self, epoch: int, carried: tuple[int, ...], filling: int) -> None:
+        """Begin `epoch` within a batch that already holds the indices `carried` and takes `filling` more."""
         order = list(range(self._num_scenarios))
         # Its own generator, seeded by text: no global state, and an epoch needs no earlier one.
         random.Random(f"{self._seed}/{epoch}").shuffle(order)
         if carried:
-            head = [index for index in order if index not in carried][: self._batch_size - len(carried)]
+            head = [index for index in order if index not in carried][:filling]
             order = head + [index for index in order if index not in head]
         self._epoch = epoch
         self._carried = carried
+        self._filling = filling
         self._order = tuple(order)
         self._position = 0
 

@@ -1,21 +1,27 @@
-"""Both halves of a full weight transfer over gloo, as vLLM backends named `gloo`.
+"""Both halves of a weight transfer over gloo, as vLLM backends named `gloo`: whole, or a LoRA adapter alone.
 
 vLLM's own backends need an accelerator. This one has the shape of its `nccl` backend (the sender is
 rank 0 of a stand-alone group, weights travel as packed chunks cut by one rule on both sides), so the
 trainer makes the same calls on CPU and GPU: see `open_sender`. vLLM workers import this module
 because `worker_extension_cls` names it, and importing it registers the backend.
+
+Both sides take a checksum of what goes over the wire; weight sync compares them. An adapter that comes
+alone is merged into the weights of the engine's own model folder, by the trainer's rule (`low_rank.merge`).
 """
 
 from __future__ import annotations
 
 import datetime
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
+from safetensors import safe_open
 from vllm.distributed.weight_transfer.base import (
     ParamMeta,
     TrainerInitInfo,
@@ -31,6 +37,8 @@ from vllm.distributed.weight_transfer.factory import (
     WeightTransferTrainerFactory,
 )
 
+from perm_ray.errors import ModelError
+from perm_ray.low_rank import DOWN, UP, merge
 from perm_ray.rendezvous import free_port, join_store, open_store
 
 BACKEND = "gloo"
@@ -91,6 +99,12 @@ def _unpack(buffer: torch.Tensor, metas: Iterable[ParamMeta]) -> Iterator[tuple[
         offset += size
 
 
+def crc32(buffer: torch.Tensor, start: int) -> int:
+    """The checksum of what `start` is the checksum of, with `buffer` after it."""
+    data: Any = buffer.numpy()  # a buffer, which its annotations do not say
+    return zlib.crc32(data, start)
+
+
 # --- the engine's half ---------------------------------------------------------------------------
 
 
@@ -109,6 +123,7 @@ class GlooUpdateInfo(WeightTransferUpdateInfo):
     names: list[str] = field(default_factory=list)
     dtype_names: list[str] = field(default_factory=list)
     shapes: list[list[int]] = field(default_factory=list)
+    adapter_scaling: float | None = None  # the weights are a LoRA adapter's
 
     def metas(self) -> list[ParamMeta]:
         rows = zip(self.names, self.dtype_names, self.shapes, strict=True)
@@ -119,6 +134,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
     """Receives weights in checkpoint format and loads them layer by layer."""
 
     init_info_cls, update_info_cls = GlooInitInfo, GlooUpdateInfo
+    checksum = 0  # of the last update, over all that came
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
         parallel = self.parallel_config
@@ -132,15 +148,24 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
     def start_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
+        self.checksum = 0
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: GlooUpdateInfo) -> None:
+        model: Any = self.model  # every vLLM model has load_weights; nn.Module does not say so
+        adapter: dict[str, torch.Tensor] = {}
         for metas, size in chunks(update_info.metas(), self._chunk_bytes):
             # A fresh buffer per chunk: the loader keeps views until a layer is complete.
             buffer = torch.empty(size, dtype=torch.uint8)
             self._group.broadcast(buffer)
-            model: Any = self.model  # every vLLM model has load_weights; nn.Module does not say so
-            model.load_weights(_unpack(buffer, metas))
+            self.checksum = crc32(buffer, self.checksum)
+            if update_info.adapter_scaling is None:
+                model.load_weights(_unpack(buffer, metas))
+            else:
+                adapter.update(_unpack(buffer, metas))
+        if update_info.adapter_scaling is not None:
+            folder = Path(self.model_config.model)
+            model.load_weights(_with_adapter(folder, adapter, update_info.adapter_scaling))
 
     def finish_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
@@ -150,6 +175,24 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
 
     def shutdown(self) -> None:
         del self._group
+
+
+def _with_adapter(
+    folder: Path, adapter: dict[str, torch.Tensor], scaling: float
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """All weights in `folder`, the adapter merged in."""
+    dtype = next(iter(adapter.values())).dtype  # the trainer's: it merges in the same
+    left = {name.removesuffix(DOWN) for name in adapter if name.endswith(DOWN)}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118  safe_open is no mapping
+                weight = weights.get_tensor(name).to(dtype)
+                if name in left:
+                    left.remove(name)
+                    weight = merge(weight, adapter[name + DOWN], adapter[name + UP], scaling)
+                yield name, weight
+    if left:
+        raise ModelError(f"{folder} lacks {sorted(left)[0]}, which the trainer sent an adapter for.")
 
 
 def _repack_tied_heads(model: torch.nn.Module) -> None:
@@ -171,7 +214,13 @@ def _repack_tied_heads(model: torch.nn.Module) -> None:
 
 
 class WorkerExtension:
-    """Nothing of its own: naming it makes vLLM import this module in every worker."""
+    """What vLLM's workers get beside their own methods; naming it makes them import this module."""
+
+    weight_transfer_engine: Any
+
+    def weight_checksum(self) -> int | None:
+        """Of the last update as it arrived; None where vLLM's own backend received it."""
+        return getattr(self.weight_transfer_engine, "checksum", None)
 
 
 # --- the trainer's half --------------------------------------------------------------------------
@@ -193,6 +242,7 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
     init_info_cls = GlooTrainerInitInfo
     _group: BroadcastGroup
     _chunk_bytes: int
+    checksum = 0  # of the last update, over all that was sent
 
     @classmethod
     def trainer_init(
@@ -232,7 +282,9 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
             names=[meta.name for meta in metas],
             dtype_names=[str(meta.dtype).removeprefix("torch.") for meta in metas],
             shapes=[list(meta.shape) for meta in metas],
+            adapter_scaling=getattr(self.source, "adapter_scaling", None),
         )
+        self.checksum = 0
         self.client.start_weight_update()
         pool = ThreadPoolExecutor(1)
         try:
@@ -252,6 +304,7 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
                 name, tensor = next(weights)
                 assert name == meta.name, f"expected the weights of {meta.name}, found {name}"
                 target[1].copy_(tensor)
+            self.checksum = crc32(buffer, self.checksum)
             self._group.broadcast(buffer)
 
 

@@ -59,12 +59,12 @@ def headline(entry: DimensionReport) -> str:
     margin = entry.judge.margin["kappa"]
     if margin.low is None or margin.high is None:
         return f"{text}, {person} with the others."
-    verdict = "no clear difference"
+    verdict = "neither clearly more nor clearly less than that person"
     if margin.low > 0:
-        verdict = "better than a person would"
+        verdict = "more than that person"
     elif margin.high < 0:
-        verdict = "worse than a person would"
-    return f"{text}, {person} with the others; in a person's place the judge does: {verdict}."
+        verdict = "less than that person"
+    return f"{text}, {person} with the others. In a person's place, the judge agrees {verdict}."
 
 
 def _entry(report: CalibrationReport, entry: DimensionReport, anchor: str) -> dict[str, object]:

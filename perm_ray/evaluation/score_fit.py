@@ -8,7 +8,7 @@ a map that does no better than the mean has learned nothing from the judge.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -64,7 +64,9 @@ def fit_score_maps(
                 f"A score map of {name} needs {MIN_ITEMS} items with a rating and a judgment, found "
                 f"{int(both.sum())}: label more, or leave out --fit-map."
             )
-        queries = np.array([item.item.scenario.scenario_id for item in labelled.items])
+        queries = [
+            item.item.scenario.scenario_id for item, kept in zip(labelled.items, both, strict=True) if kept
+        ]
         identity = report.judges[name]
         scores, mapped = fit(judged[both], people[both], scale)
         maps[name] = ScoreMap(
@@ -75,7 +77,7 @@ def fit_score_maps(
             n=int(both.sum()),
             scores=scores,
             mapped=mapped,
-            error=cross_validated(judged[both], people[both], queries[both], scale, seed),
+            error=cross_validated(judged[both], people[both], queries, scale, seed),
         )
     return maps
 
@@ -88,7 +90,7 @@ def fit(judged: Array, people: Array, scale: Scale) -> tuple[tuple[float, ...], 
 
 
 def cross_validated(
-    judged: Array, people: Array, queries: Array, scale: Scale, seed: int
+    judged: Array, people: Array, queries: Sequence[str], scale: Scale, seed: int
 ) -> dict[str, float]:
     """Mean absolute errors against people, on the scale, of items that were held out of fitting.
 

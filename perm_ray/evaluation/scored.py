@@ -2,7 +2,8 @@
 
 A row holds the texts that were judged, every judgment, the reward with its parts and which perspectives
 entered it, and its *setup*: who judged and how. Rows are kept for good: a file that was begun with
-another setup is refused, so that scores which do not compare never share one.
+another setup is refused, so that scores which do not compare never share one. An item that is judged
+again, because its judgments had failed, gets a second row, and the last one counts.
 """
 
 from __future__ import annotations
@@ -53,14 +54,15 @@ def setup_of(
     perspectives: Mapping[str, Perspective],
     score_maps: Mapping[str, ScoreMap],
 ) -> Setup:
-    """The setup of a configuration. What changes speed alone (replicas, timeouts) does not enter."""
+    """The setup of a configuration. What changes speed alone (replicas, timeouts) does not enter, nor do
+    the settings of rewards that a text of unknown origin has no use for (length, advantages)."""
     named, whole = {}, []
     for name, pool in sorted(judges.pools.items()):
         rubric = perspectives[name].rubric
         named[name] = f"{judges.model(pool)}, {pool.scoring.mode}, rubric {rubric.digest()}"
         whole.append([name, named[name], asdict(rubric), asdict(pool.scoring), pool.fence, pool.max_chars])
     maps = {name: asdict(score_map) for name, score_map in sorted(score_maps.items())}
-    reward = {**asdict(rewards), "score_map": maps}
+    reward = [rewards.combine, rewards.weights, rewards.bystander_coef, maps]
     content = json.dumps([whole, reward, seed], sort_keys=True, default=list)
     return Setup(hashlib.sha256(content.encode()).hexdigest()[:12], named)
 
@@ -81,18 +83,19 @@ def item_fields(item: JudgeItem) -> dict[str, object]:
 
 
 def read_scored(path: Path) -> list[ScoredItem]:
-    """The rows of a file. Raises one `DataError` that lists every line that is none."""
+    """The last row of each item. Raises one `DataError` that lists every line that is none."""
     problems = Problems()
     found = [_scored(row) for row in json_rows(path, problems)]
     problems.settle(path)
-    return [row for row in found if row is not None]
+    return list({row.item.item_id: row for row in found if row is not None}.values())
 
 
-def resume(path: Path, items: Sequence[JudgeItem], setup: Setup) -> set[str]:
+def resume(path: Path, items: Sequence[JudgeItem], setup: Setup, again: bool = False) -> set[str]:
     """The ids that `path` already has a row of; a last line that was cut off is taken away first.
 
-    Raises `DataError` when the file was begun with another setup, or when the text of a row is not the
-    text of the item with its id.
+    With `again`, items without a reward do not count: they are to be judged once more. Raises `DataError`
+    when the file was begun with another setup, or when the text of a row is not the text of the item with
+    its id.
     """
     if not path.exists():
         return set()
@@ -107,7 +110,8 @@ def resume(path: Path, items: Sequence[JudgeItem], setup: Setup) -> set[str]:
             raise DataError(
                 f"{path} has a row of {name} with another text than the file to score: name another file."
             )
-        done.add(name)
+        if row.reward is not None or not again:
+            done.add(name)
     return done
 
 

@@ -43,6 +43,12 @@ class Rubric:
         """Names the rubric's text in judgments, so that scores under different rubrics never mix."""
         return hashlib.sha256(self.of(language).encode()).hexdigest()[:12]
 
+    @property
+    def digest_of_all(self) -> str:
+        """Names the text and its variants together."""
+        texts = [self.text, *(part for pair in sorted(self.variants.items()) for part in pair)]
+        return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:12]
+
 
 class Perspective(Protocol):
     """One way of looking at a reply. `kind` is its role in the reward, `reads` the section it judges.

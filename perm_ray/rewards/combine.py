@@ -3,6 +3,7 @@
     empathy   = mean of the empathy scores, each divided by its scale's maximum     in [0.2, 1]
     bystander = bystander_coef * (total / 100 - 1)                                  in [-bystander_coef, 0]
     length    = -length_coef * max(0, completion_tokens - length_free_tokens)       at most 0
+                - truncated_penalty, if it was cut off and rewards.truncated is penalise
     reward    = empathy + bystander + length
 
 The driver calls `reward_of` when the last judgment of a completion is in. A judgment that failed
@@ -24,6 +25,7 @@ from perm_ray.rewards.score_map import ScoreMap
 from perm_ray.types import Judgment, Reward, Status
 
 NO_MAPS: Mapping[str, ScoreMap] = MappingProxyType({})
+LENGTH = "length"  # the part of a reward that no perspective gives
 
 
 class ScoreScale(Protocol):
@@ -50,8 +52,9 @@ def reward_of(
     completion_tokens: int,
     config: RewardConfig,
     score_maps: Mapping[str, ScoreMap] = NO_MAPS,
+    truncated: bool = False,
 ) -> tuple[Reward | None, str]:
-    """The reward and "", or None and why the rollout is masked.
+    """The reward and "", or None and why the rollout is masked. `truncated`: it was cut off for its length.
 
     `judgments` has one for each of `perspectives`, under the same names. A judgment that is
     unparseable or failed masks the rollout, whatever the others say.
@@ -65,6 +68,8 @@ def reward_of(
     check_perspectives(perspectives, config)
     if judgments.keys() != perspectives.keys():
         raise ValueError(f"expected judgments of {sorted(perspectives)}, found {sorted(judgments)}")
+    if truncated and config.truncated == "mask":
+        return None, f"it was cut off after {completion_tokens} tokens"
     scores: dict[str, float] = {}
     for name, perspective in perspectives.items():
         judgment = judgments[name]
@@ -83,7 +88,14 @@ def reward_of(
     outside = [share for name, share in scores.items() if perspectives[name].kind == "bystander"]
     bystander = config.bystander_coef * (math.fsum(outside) / len(outside) - 1.0) if outside else 0.0
     length = -config.length_coef * max(0, completion_tokens - config.length_free_tokens)
-    return Reward(empathy + bystander + length, empathy, bystander, length), ""
+    if truncated and config.truncated == "penalise":
+        length -= config.truncated_penalty
+    parts = {name: scores[name] for name in empathy_names}
+    if config.bystander_coef > 0:
+        parts |= {name: share for name, share in scores.items() if name not in parts}
+    if config.length_coef > 0 or config.truncated == "penalise":
+        parts[LENGTH] = length
+    return Reward(empathy + bystander + length, empathy, bystander, length, parts), ""
 
 
 def reward_of_asked(
@@ -139,10 +151,13 @@ def check_perspectives(perspectives: Mapping[str, RewardedPerspective], config: 
     empathy = [name for name, perspective in perspectives.items() if perspective.kind == "empathy"]
     if not empathy:
         raise ConfigError("judges.pools must have at least one empathy perspective, found none.")
-    unknown = sorted(config.weights.keys() - set(empathy))
+    known, which = empathy, "the empathy perspectives of judges.pools"
+    if config.composition == "normalize_then_sum":
+        known, which = [*perspectives, LENGTH], "the perspectives of judges.pools, and length"
+    unknown = sorted(config.weights.keys() - set(known))
     if unknown:
         raise ConfigError(
-            f"rewards.weights may name {', '.join(empathy)} (the empathy perspectives of judges.pools), "
+            f"rewards.weights may name {', '.join(known)} ({which}), "
             f"found {', '.join(unknown)}: remove it or add its pool."
         )
 

@@ -88,6 +88,11 @@ class RolloutPool:
         calls = {_role(i): actor.weight_version.remote() for i, actor in enumerate(self.actors)}
         return wait_all(calls, timeout_s=timeout_s, doing="reporting its weights' version")
 
+    def weight_checksums(self, timeout_s: float) -> list[int | None]:
+        """The checksum of the weights that each engine received last; None where its backend takes none."""
+        calls = {_role(i): actor.weight_checksum.remote() for i, actor in enumerate(self.actors)}
+        return wait_all(calls, timeout_s=timeout_s, doing="reporting its weights' checksum")
+
     def _new_actor(self) -> Any:
         engine = self._config.engine
         actor = ray.remote(RolloutActor).options(

@@ -111,6 +111,10 @@ class RunDirectory:
     def samples_file(self, step: int) -> Path:
         return self.samples / f"step_{step:06d}.jsonl"
 
+    def failed_step_file(self, step: int) -> Path:
+        """The batch that the run stopped on, for `--replay`."""
+        return self.path / f"failed_step_{step:06d}.json"
+
     def append_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add a step's numbers; one that is not finite is written as null."""
         row: dict[str, object] = {"step": step}

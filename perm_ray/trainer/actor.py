@@ -15,14 +15,15 @@ import ray
 
 from perm_ray.config.schema import TrainerConfig
 from perm_ray.errors import RunError
-from perm_ray.trainer.batching import TrainSequence
+from perm_ray.files import FileDigest
+from perm_ray.trainer.batching import RankBatch
 from perm_ray.trainer.metrics import StepSums
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
     from perm_ray.trainer.learner import Learner
-    from perm_ray.trainer.weights import PolicyWeights
+    from perm_ray.trainer.weights import AdapterWeights, PolicyWeights
 
 Result = TypeVar("Result")
 
@@ -65,11 +66,9 @@ class TrainerRank:
         engine.join(self._config, self.rank, address, self._store, self._seed)
         self._started = Learner(self._config, self._model_dir, self.rank, self._total_steps)
 
-    def train_step(
-        self, step: int, micro_batches: Sequence[Sequence[TrainSequence]], total_completion_tokens: int
-    ) -> StepSums:
+    def train_step(self, step: int, minibatches: Sequence[RankBatch]) -> StepSums:
         """This rank's share of step `step`; every rank gets as many micro-batches, some maybe empty."""
-        return self._learner.step(step, micro_batches, total_completion_tokens, self._stop.is_set)
+        return self._learner.step(step, minibatches, self._stop.is_set)
 
     @ray.method(concurrency_group="control")
     def request_stop(self) -> None:
@@ -77,12 +76,17 @@ class TrainerRank:
         self._stop.set()
 
     def save(self, path: Path) -> None:
-        """Write this rank's part of a checkpoint under `path`."""
-        self._learner.save(path)
+        """Copy this rank's part of a checkpoint, and begin to write it under `path`."""
+        self._learner.state.save(path)
+
+    @ray.method(concurrency_group="writing")
+    def written(self) -> dict[str, FileDigest]:
+        """Wait for the last save's files, while the rank may train: their names and digests."""
+        return self._learner.state.written()
 
     def load(self, path: Path) -> None:
-        """Restore a checkpoint written by as many ranks."""
-        self._learner.load(path)
+        """Restore a checkpoint into this rank, freshly started."""
+        self._learner.state.load(path)
 
     def export(self, path: Path) -> None:
         """Write the policy as a Hugging Face folder."""
@@ -91,6 +95,10 @@ class TrainerRank:
     def weight_source(self) -> PolicyWeights:
         """The policy's weights, to be read on every rank together. Not for remote calls: use `apply`."""
         return self._learner.weights()
+
+    def adapter_source(self) -> AdapterWeights:
+        """Those of its adapter alone, in the same way."""
+        return self._learner.adapter_weights()
 
     def apply(self, function: Callable[..., Result], *args: Any) -> Result:
         """Run `function(this rank, *args)` in this process: how weight sync brings its own half along."""

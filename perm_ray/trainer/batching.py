@@ -1,13 +1,16 @@
 """What the trainer learns from, and how one step's sequences are dealt to the ranks.
 
-The driver turns rollouts into `TrainSequence`s; `group.py` plans the step with `plan_micro_batches`
-and sends each rank its share. Pure: no torch, no Ray.
+The driver turns rollouts into `TrainSequence`s; `group.py` plans the step with `plan_step` and sends each
+rank its share: minibatches, one optimizer update each, of micro-batches, one forward and backward pass
+each. Pure: no torch, no Ray.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from perm_ray.errors import RunError
 
@@ -36,6 +39,52 @@ class TrainSequence:
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.completion_ids)
+
+
+MicroBatch: TypeAlias = tuple[TrainSequence, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What a minibatch's losses are divided by: its completion tokens and its completions, on all ranks."""
+
+    tokens: int
+    sequences: int
+
+
+@dataclass(frozen=True, slots=True)
+class RankBatch:
+    """One rank's share of a minibatch; the totals are the whole minibatch's."""
+
+    micro_batches: tuple[MicroBatch, ...]
+    totals: Totals
+
+
+def plan_step(
+    sequences: Sequence[TrainSequence],
+    budget_tokens: int,
+    num_ranks: int,
+    num_minibatches: int = 1,
+    shuffle_seed: str = "",
+) -> list[list[RankBatch]]:
+    """Deal a step's sequences: `plan[rank]` is the rank's share of each minibatch, in order.
+
+    Several minibatches are drawn from the seed, of sizes that differ by one at most, so that a group's
+    completions are spread over them; there are never more than sequences. Each minibatch is dealt to all
+    ranks by `plan_micro_batches`.
+    """
+    count = min(num_minibatches, len(sequences))
+    order = list(range(len(sequences)))
+    if count > 1:
+        random.Random(shuffle_seed).shuffle(order)
+    plan: list[list[RankBatch]] = [[] for _ in range(num_ranks)]
+    for first in range(count):
+        chosen = [sequences[index] for index in order[first::count]]
+        totals = Totals(sum(len(sequence.completion_ids) for sequence in chosen), len(chosen))
+        shares = plan_micro_batches(list(map(len, chosen)), budget_tokens, num_ranks)
+        for rank, share in zip(plan, shares, strict=True):
+            rank.append(RankBatch(tuple(tuple(chosen[i] for i in indices) for indices in share), totals))
+    return plan
 
 
 def plan_micro_batches(lengths: Sequence[int], budget_tokens: int, num_ranks: int) -> list[list[list[int]]]:

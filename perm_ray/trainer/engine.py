@@ -1,4 +1,4 @@
-"""DeepSpeed as this project uses it: how ranks meet, the engine's settings, its checkpoints.
+"""DeepSpeed as this project uses it: how ranks meet, the engine's settings, its updates.
 
 Each odd line is a trap that was met and measured; the comment beside it says which.
 """
@@ -9,9 +9,7 @@ import logging
 import math
 import os
 import random
-from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import deepspeed
@@ -24,13 +22,12 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from perm_ray.config.schema import TrainerConfig
-from perm_ray.errors import CheckpointError
 from perm_ray.rendezvous import join_store
+from perm_ray.trainer.schedule import lr_factor
 
 Engine: TypeAlias = Any  # a DeepSpeedEngine, whose own annotations do not fit what it does
 
 BUCKET_ELEMENTS = 20_000_000  # DeepSpeed's default of 5e8 costs memory and 10 % of the speed
-CHECKPOINT_TAG = "deepspeed"
 
 
 def quiet_libraries() -> None:
@@ -69,25 +66,15 @@ def join(
     deepspeed.init_distributed(backend, timeout=timeout)
 
 
-def warmup(warmup_ratio: float, total_steps: int) -> Callable[[int], float]:
-    """The learning rate's factor at step t (from 0): min(1, (t + 1) / w), w = ceil(ratio * steps).
-
-    The first step already learns; DeepSpeed's own schedules spend one or two steps at 0.
-    """
-    steps = max(1, math.ceil(round(warmup_ratio * total_steps, 6)))
-    return lambda step: min(1.0, (step + 1) / steps)
-
-
 def settings(config: TrainerConfig) -> dict[str, Any]:
     """DeepSpeed's configuration."""
     adam = {
         "lr": config.lr,
         "betas": list(config.adam_betas),
         "eps": 1e-8,
-        "weight_decay": config.weight_decay,
-        "torch_adam": True,  # torch's own fused AdamW: DeepSpeed's are compiled on first use
-        "fused": True,
     }
+    if not config.offload_optimizer:
+        adam |= {"torch_adam": True, "fused": True}  # torch's own: DeepSpeed's are compiled on first use
     result: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,  # the learner marks the boundary: counts differ by step
@@ -103,18 +90,30 @@ def settings(config: TrainerConfig) -> dict[str, Any]:
     }
     if config.zero_stage > 0:
         result["data_types"] = {"grad_accum_dtype": "fp32"}  # the default under bf16 is bf16
+    if config.offload_optimizer:  # by DeepSpeed's documentation; not run on a GPU by this project yet
+        result["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     return result
+
+
+def parameter_groups(config: TrainerConfig, model: PreTrainedModel) -> list[dict[str, Any]]:
+    """What is trained, for the optimizer: matrices decay, norms and biases (one-dimensional) do not."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]  # DeepSpeed stumbles over an empty one
 
 
 def build_engine(config: TrainerConfig, model: PreTrainedModel, total_steps: int) -> Engine:
     """Hand the model to DeepSpeed, with gradient checkpointing as configured."""
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    factor = warmup(config.warmup_ratio, total_steps)
-    initialize: Any = deepspeed.initialize  # its annotations do not know lists of parameters
+    factor = lr_factor(config, total_steps)
+    initialize: Any = deepspeed.initialize  # its annotations do not know groups of parameters
     engine, *_ = initialize(
         model=model,
-        model_parameters=[parameter for parameter in model.parameters() if parameter.requires_grad],
+        model_parameters=parameter_groups(config, model),
         config=settings(config),
         lr_scheduler=lambda optimizer: LambdaLR(optimizer, factor),
     )
@@ -141,58 +140,3 @@ def discard_gradients(engine: Engine) -> None:
     ZeRO-2 keeps the partition it had reduced."""
     engine.zero_grad()
     engine.optimizer.zero_grad()
-
-
-def save_state(engine: Engine, path: Path, rank: int) -> None:
-    """Write everything a bitwise resume needs under `path`, flushed to disk. Every rank calls it.
-
-    Not atomic: the caller writes to a folder aside and renames it.
-    """
-    engine.save_checkpoint(str(path), tag=CHECKPOINT_TAG, save_latest=False)
-    torch.save(_random_state(), _random_file(path, rank))  # DeepSpeed leaves the generators out
-    dist.barrier()
-    folder = path / CHECKPOINT_TAG
-    # Every rank flushes every file: a second flush is free, and on a shared disk only the writer's counts.
-    for name in [*folder.iterdir(), folder, path]:
-        descriptor = os.open(name, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-    dist.barrier()
-
-
-def load_state(engine: Engine, path: Path, rank: int, num_ranks: int) -> None:
-    """Restore what `save_state` wrote, into a fresh engine with as many ranks. Every rank calls it."""
-    found = len(list((path / CHECKPOINT_TAG).glob("rng_rank*.pt")))
-    if found == 0:
-        raise CheckpointError(f"{path} holds no trainer checkpoint: give the folder of a finished one.")
-    if found != num_ranks:
-        raise CheckpointError(
-            f"{path} holds a trainer checkpoint of {found} ranks, but trainer.num_ranks is {num_ranks}: "
-            "resume with as many ranks as it was saved with."
-        )
-    engine.load_checkpoint(str(path), tag=CHECKPOINT_TAG)
-    _restore_random_state(torch.load(_random_file(path, rank), weights_only=True))
-
-
-def _random_file(path: Path, rank: int) -> Path:
-    return path / CHECKPOINT_TAG / f"rng_rank{rank}.pt"
-
-
-def _random_state() -> dict[str, Any]:
-    numpy_state: dict[str, Any] = dict(np.random.get_state(legacy=False))
-    key = numpy_state["state"]["key"].tolist()  # plain values load with weights_only
-    return {
-        "python": random.getstate(),
-        "numpy": numpy_state | {"state": {"key": key, "pos": numpy_state["state"]["pos"]}},
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def _restore_random_state(state: dict[str, Any]) -> None:
-    key = np.array(state["numpy"]["state"]["key"], dtype=np.uint32)
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"] | {"state": {"key": key, "pos": state["numpy"]["state"]["pos"]}})
-    torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])

@@ -15,13 +15,22 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from perm_ray.config.schema import TrainerConfig
-from perm_ray.errors import ActorTimeoutError, Interrupted, PermRayError, RunError
+from perm_ray.errors import (
+    ActorFailedError,
+    ActorTimeoutError,
+    Interrupted,
+    NotFiniteError,
+    PermRayError,
+    RunError,
+)
+from perm_ray.files import FileDigest
 from perm_ray.remote import explain, wait_all
 from perm_ray.trainer.actor import TrainerRank
-from perm_ray.trainer.batching import TrainSequence, plan_micro_batches
+from perm_ray.trainer.batching import TrainSequence, plan_step
 from perm_ray.trainer.metrics import step_metrics
 
 LISTEN_S = 1.0  # after a failure, for the other ranks' side of it
+ANSWER_S = 5.0  # for a rank to say where it is, which it does while it trains, too
 
 
 class TrainerGroup:
@@ -46,11 +55,12 @@ class TrainerGroup:
         self._nodes = ["not placed yet"] * config.num_ranks
         self._starting: list[ray.ObjectRef] = []
         self._actors: list[Any] = []
+        self._refuses = False  # after a step that was not finite; the ranks live, and may still write
 
     @property
     def ranks(self) -> list[Any]:
         """The actors' handles, in order of rank."""
-        if not self._actors:
+        if self._refuses or not self._actors:
             raise RunError(
                 "The trainer group is not running: it has failed, or was shut down or never started."
             )
@@ -65,7 +75,8 @@ class TrainerGroup:
 
     def _create(self, rank: int, strategy: Any) -> Any:
         config = self._config
-        as_actor: Any = ray.remote(concurrency_groups={"control": 1})  # pyright: ignore[reportCallIssue]
+        threads = {"control": 1, "writing": 1}
+        as_actor: Any = ray.remote(concurrency_groups=threads)  # pyright: ignore[reportCallIssue]
         actor = as_actor(TrainerRank).options(
             num_cpus=config.num_cpus,
             num_gpus=config.num_gpus,
@@ -83,19 +94,24 @@ class TrainerGroup:
         self._wait(self._starting, "starting", max(0.0, deadline - time.monotonic()))
 
     def train_step(self, step: int, sequences: Sequence[TrainSequence]) -> dict[str, float]:
-        """Update the policy once from `sequences` and return the step's metrics (`policy/...`).
+        """Update the policy from `sequences`, as often as the objective says; returns the step's metrics
+        (`policy/...`).
 
-        Raises `Interrupted`, with the policy as it was, after `request_stop`.
+        Raises `Interrupted`, with the policy as it was, after `request_stop`. A step that has made its first
+        of several updates is finished instead: half a step is no state that a run can go on from.
         """
         if not sequences:
             raise RunError(f"Step {step} has no sequences to train on: every rollout was masked.")
-        plan = plan_micro_batches(
-            list(map(len, sequences)), self._config.micro_batch_tokens, self._config.num_ranks
+        plan = plan_step(
+            sequences,
+            self._config.micro_batch_tokens,
+            self._config.num_ranks,
+            self._config.objective.minibatches,
+            shuffle_seed=f"{self._seed}/{step}",
         )
-        total = sum(len(sequence.completion_ids) for sequence in sequences)
         # Each rank is sent its own share only, through the object store.
-        shares = [ray.put([[sequences[i] for i in indices] for indices in share]) for share in plan]
-        refs = [r.train_step.remote(step, s, total) for r, s in zip(self.ranks, shares, strict=True)]
+        shares = [ray.put(share) for share in plan]
+        refs = [r.train_step.remote(step, s) for r, s in zip(self.ranks, shares, strict=True)]
         reports = self._wait(refs, f"training step {step}", self._config.step_timeout_s)
         if any(report.interrupted for report in reports):
             raise Interrupted(f"Step {step} was given up as asked; the policy is as the step before left it.")
@@ -106,13 +122,26 @@ class TrainerGroup:
         for rank in self._actors:
             rank.request_stop.remote()
 
-    def save(self, path: Path) -> None:
-        """Write the training state into the folder `path` (not atomic: write aside, then rename)."""
+    def save(self, path: Path) -> Callable[[], dict[str, FileDigest]]:
+        """Copy the training state; the ranks write it under the folder `path` while they go on training.
+
+        Not atomic: write aside, then rename. What is returned waits until all is written, and may be
+        called from another thread; it gives every file's name under `path` and digest.
+        """
         refs = [rank.save.remote(path.absolute()) for rank in self.ranks]
         self._wait(refs, f"saving to {path}", self._config.step_timeout_s)
+        writing = self._calls([rank.written.remote() for rank in self.ranks])
+
+        def written() -> dict[str, FileDigest]:
+            bound = self._config.step_timeout_s
+            parts = wait_all(writing, timeout_s=bound, doing=f"writing {path}")
+            return {name: digest for part in parts for name, digest in part.items()}
+
+        return written
 
     def load(self, path: Path) -> None:
-        """Restore what `save` wrote. The group must be freshly started, with as many ranks."""
+        """Restore what `save` wrote. The group must be freshly started; with another number of ranks the
+        state is shared out anew, and training goes on equal within rounding instead of bitwise."""
         refs = [rank.load.remote(path.absolute()) for rank in self.ranks]
         self._wait(refs, f"loading {path}", self._config.step_timeout_s)
 
@@ -133,17 +162,38 @@ class TrainerGroup:
 
     def _wait(self, refs: Sequence[ray.ObjectRef], doing: str, timeout_s: float) -> list[Any]:
         """Every rank's result, in order. The first failure of any rank, or the bound, ends the group."""
-        roles = [f"trainer rank {rank} (node {node})" for rank, node in enumerate(self._nodes)]
-        calls = dict(zip(roles, refs, strict=True))
+        calls = self._calls(refs)
         try:
             return wait_all(calls, timeout_s=timeout_s, doing=doing)
+        except NotFiniteError:
+            self._refuses = True
+            raise
         except ActorTimeoutError:
             self.shutdown()
             raise
         except PermRayError as error:
-            culprit = _first_death(calls, doing) or error
+            culprit = _first_death(calls, doing) or self._first_silence(error, doing) or error
             self.shutdown()
             raise culprit from error.__cause__
+
+    def _first_silence(self, error: PermRayError, doing: str) -> PermRayError | None:
+        """The error of a rank that does not even say where it is, if another failed of waiting for it."""
+        if not isinstance(error, ActorFailedError):
+            return None
+        asked = self._calls([rank.where.remote() for rank in self._actors])
+        _, silent = ray.wait(list(asked.values()), num_returns=len(asked), timeout=ANSWER_S)
+        for role, ref in asked.items():
+            if ref in silent:
+                return ActorTimeoutError(
+                    f"{role} does not answer any more (its process or its machine is stopped) while {doing}; "
+                    f"what another rank says: {error}"
+                )
+        return None
+
+    def _calls(self, refs: Sequence[ray.ObjectRef]) -> dict[str, ray.ObjectRef]:
+        """Each rank's reference under the rank's name for people."""
+        roles = [f"trainer rank {rank} (node {node})" for rank, node in enumerate(self._nodes)]
+        return dict(zip(roles, refs, strict=True))
 
 
 def _first_death(calls: Mapping[str, ray.ObjectRef], doing: str) -> PermRayError | None:

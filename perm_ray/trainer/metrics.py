@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+
+# Equal on every rank, or the largest of all; everything else adds up.
+_LARGEST = ("logprob_diff_max", "mismatch_max", "grad_norm", "lr", "interrupted")
 
 
 @dataclass(frozen=True, slots=True)
 class StepSums:
     """One rank's part of a step: sums over its completion tokens, so that ranks of unequal load add up.
 
-    `grad_norm` (of the whole gradient, before clipping) and `lr` are equal on every rank.
-    `interrupted` marks a step that was given up on request: no update was made.
+    A token counts once an update. `loss` is this rank's part of the objective, averaged over the updates;
+    `mismatch` sums the ratios trainer over sampler. `grad_norm` (of the whole gradient, before clipping, the
+    largest of the updates) and `lr` are equal on every rank. `interrupted` marks a step that was given up on
+    request: no update was made.
     """
 
     tokens: float = 0.0
@@ -20,36 +25,43 @@ class StepSums:
     entropy: float = 0.0
     clipped: float = 0.0
     logprob_diff: float = 0.0
+    mismatch: float = 0.0
+    mismatch_kl: float = 0.0
+    mismatch_clipped: float = 0.0
     logprob_diff_max: float = 0.0
+    mismatch_max: float = 0.0
     grad_norm: float = 0.0
     lr: float = 0.0
     interrupted: bool = False
 
     def __add__(self, other: StepSums) -> StepSums:
-        return StepSums(
-            tokens=self.tokens + other.tokens,
-            loss=self.loss + other.loss,
-            kl=self.kl + other.kl,
-            entropy=self.entropy + other.entropy,
-            clipped=self.clipped + other.clipped,
-            logprob_diff=self.logprob_diff + other.logprob_diff,
-            logprob_diff_max=max(self.logprob_diff_max, other.logprob_diff_max),
-            grad_norm=max(self.grad_norm, other.grad_norm),
-            lr=max(self.lr, other.lr),
-            interrupted=self.interrupted or other.interrupted,
-        )
+        merged = {}
+        for field in fields(self):
+            mine, theirs = getattr(self, field.name), getattr(other, field.name)
+            merged[field.name] = max(mine, theirs) if field.name in _LARGEST else mine + theirs
+        return StepSums(**merged)
+
+    def weighted(self, weight: float, share_of_step: float) -> StepSums:
+        """As it counts in a step: nothing of a micro-batch that only took part (`weight` 0), and the loss for
+        one update's share."""
+        scaled = {f.name: getattr(self, f.name) * weight for f in fields(self) if f.name != "interrupted"}
+        return StepSums(**{**scaled, "loss": scaled["loss"] * share_of_step})
 
 
 def step_metrics(reports: Sequence[StepSums]) -> dict[str, float]:
-    """The step's metrics from every rank's report; means are per completion token."""
+    """The step's metrics from every rank's report; all but the loss are per completion token."""
     total = sum(reports, StepSums())
     return {
-        "policy/loss": total.loss / total.tokens,
+        "policy/loss": total.loss,
         "policy/kl": total.kl / total.tokens,
         "policy/entropy": total.entropy / total.tokens,
         "policy/clip_fraction": total.clipped / total.tokens,
         "policy/logprob_diff_mean": total.logprob_diff / total.tokens,
         "policy/logprob_diff_max": total.logprob_diff_max,
+        "policy/mismatch_mean": total.mismatch / total.tokens,
+        "policy/mismatch_max": total.mismatch_max,
+        "policy/mismatch_kl": total.mismatch_kl / total.tokens,
+        "policy/mismatch_clipped": total.mismatch_clipped / total.tokens,
         "policy/grad_norm": total.grad_norm,
         "policy/lr": total.lr,
     }

@@ -24,6 +24,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from perm_ray.errors import ModelError
 from perm_ray.trainer.batching import TrainSequence
+from perm_ray.trainer.segments import Segments
 
 ATTENTION = "packed_sdpa"
 HEAD_LIMIT_TOKENS = 2048  # logits of more tokens than this are made in chunks ...
@@ -36,7 +37,8 @@ class PackedBatch:
     """A micro-batch in one row of N tokens, C of which are completion tokens.
 
     `boundaries` are 0, the end of each sequence, ..., N; `predictors` [C] are the positions whose
-    output predicts `targets` [C]; `advantages` and `sampler_logprobs` are [C], float32.
+    output predicts `targets` [C], which `segments` divides into completions; `advantages` and
+    `sampler_logprobs` are [C], float32.
     `weight` is 0 for a micro-batch that only takes part (see `plan_micro_batches`).
     """
 
@@ -45,6 +47,7 @@ class PackedBatch:
     boundaries: tuple[int, ...]
     predictors: Tensor
     targets: Tensor
+    segments: Segments
     advantages: Tensor
     sampler_logprobs: Tensor
     weight: float
@@ -78,6 +81,7 @@ def pack(sequences: Sequence[TrainSequence], device: torch.device) -> PackedBatc
         boundaries=tuple(boundaries),
         predictors=at,
         targets=row[0, at + 1],
+        segments=Segments.of([len(sequence.completion_ids) for sequence in sequences], device),
         advantages=torch.tensor(advantages, dtype=torch.float32, device=device),
         sampler_logprobs=torch.tensor(sampler_logprobs, dtype=torch.float32, device=device),
         weight=weight,
@@ -144,12 +148,13 @@ def load_policy(model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def completion_logprobs(
-    self: PreTrainedModel, batch: PackedBatch, with_entropy: bool = False
+    self: PreTrainedModel, batch: PackedBatch, with_entropy: bool = False, entropy_gradient: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of each completion token [C], with gradient, and its entropy [C], without.
+    """Log-probability of each completion token [C], with gradient, and its entropy [C].
 
-    Both in nats, float32; the entropy is zeros unless asked for. Only completion positions reach
-    the head: logits of prompts would be most of the memory and are never used.
+    Both in nats, float32; the entropy is zeros unless asked for, and has a gradient only if that is asked
+    for too. Only completion positions reach the head: logits of prompts would be most of the memory and
+    are never used.
     """
     output = self.base_model(
         input_ids=batch.input_ids,
@@ -160,28 +165,33 @@ def completion_logprobs(
     hidden = output.last_hidden_state[0].index_select(0, batch.predictors)
     head = cast(nn.Module, self.get_output_embeddings())
     if len(hidden) <= HEAD_LIMIT_TOKENS:
-        return _score(head, hidden, batch.targets, with_entropy)
+        return _score(head, hidden, batch.targets, with_entropy, entropy_gradient)
     chunks = zip(hidden.split(HEAD_CHUNK_TOKENS), batch.targets.split(HEAD_CHUNK_TOKENS), strict=True)
-    scored = [checkpoint(_score, head, h, t, with_entropy, use_reentrant=False) for h, t in chunks]
+    wanted = (with_entropy, entropy_gradient)
+    scored = [checkpoint(_score, head, h, t, *wanted, use_reentrant=False) for h, t in chunks]
     logprobs, entropies = zip(*scored, strict=True)
     return torch.cat(logprobs), torch.cat(entropies)
 
 
-def _score(head: nn.Module, hidden: Tensor, targets: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor]:
+def _score(
+    head: nn.Module, hidden: Tensor, targets: Tensor, with_entropy: bool, entropy_gradient: bool
+) -> tuple[Tensor, Tensor]:
     logits = head(hidden)
     logprobs = -functional.cross_entropy(logits.float(), targets, reduction="none")
-    entropies = _entropy(logits) if with_entropy else torch.zeros_like(logprobs)
-    return logprobs, entropies.detach()
+    if not with_entropy:
+        return logprobs, torch.zeros_like(logprobs).detach()
+    # A few rows at a time: three copies of all logits would be gigabytes.
+    parts = logits.split(ENTROPY_CHUNK_TOKENS)
+    if entropy_gradient:
+        return logprobs, torch.cat([checkpoint(_entropy, part, use_reentrant=False) for part in parts])
+    with torch.no_grad():
+        return logprobs, torch.cat([_entropy(part) for part in parts])
 
 
-@torch.no_grad()
 def _entropy(logits: Tensor) -> Tensor:
-    """-sum p log p of each row, a few rows at a time: three copies of all logits would be gigabytes."""
-    rows = []
-    for part in logits.split(ENTROPY_CHUNK_TOKENS):
-        logp = part.float().log_softmax(-1)
-        rows.append(-(logp.exp() * logp).sum(-1))
-    return torch.cat(rows)
+    """-sum p log p of each row."""
+    logp = logits.float().log_softmax(-1)
+    return -(logp.exp() * logp).sum(-1)
 
 
 @torch.no_grad()

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from perm_ray.perspectives.asking import Scale
     from perm_ray.rewards.score_map import ScoreMap
 
+_WORTH = 0.98  # of the plain mean's error: a map that stays above it is not worth using
+
 
 def parser() -> argparse.ArgumentParser:
     """The options of `perm-ray judge calibrate`."""
@@ -192,8 +194,8 @@ def show_maps(score_maps: Mapping[str, ScoreMap], file: Path, console: Console) 
             text += (
                 f", {error['after']:.3f} after (held out), {error['mean']:.3f} for the plain mean of people"
             )
-            if error["after"] >= error["mean"]:
-                text += "; the judge adds nothing to the plain mean"
+            if error["after"] > _WORTH * error["mean"]:
+                text += "; the judge adds next to nothing to that mean"
         console.print(f"{text}.", markup=False, soft_wrap=True)
     console.print(f"Use it with rewards.score_map={file}", markup=False, soft_wrap=True)
 

@@ -72,7 +72,7 @@ def show(report: ComparisonReport, names: tuple[str, str], console: Console) -> 
         if pair.mean_difference is not None:
             text = f"{name}: {names[1]} gives {pair.mean_difference:+.3f} on average over {pair.n} items"
             console.print(text, markup=False, soft_wrap=True)
-        console.print(confusion_table(pair.confusion, names[0], names[1]))
+            console.print(confusion_table(pair.confusion, names[0], names[1]))
     for contrast in report.contrasts:
         x, y = contrast.scores
         print_item(

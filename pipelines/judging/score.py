@@ -1,7 +1,7 @@
 """`perm-ray judge score IN.jsonl OUT.jsonl`: PERM as a reward model, for texts of any origin.
 
 Appends one row an item the moment it is judged. Run it again and it goes on where it stopped: rows that
-are there are kept, and never judged twice.
+are there are kept, and judged again only with --again, if they have no reward.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from perm_ray.config.load import load_config
 from perm_ray.config.schema import RewardConfig
-from perm_ray.errors import DataError
+from perm_ray.errors import DataError, JudgeFailureRateError
 from perm_ray.placement import authenticate
 from pipelines import CONFIGS
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from perm_ray.perspectives.perspective import Perspective
     from perm_ray.rewards.score_map import ScoreMap
     from perm_ray.types import JudgeItem, Judgment
+
+MAX_FAILED_IN_A_ROW = 64
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="IN.jsonl",
     )
     parser.add_argument("output", type=Path, help="appended to, one row an item", metavar="OUT.jsonl")
+    parser.add_argument("--again", action="store_true", help="judge items once more that have no reward yet")
     parser.add_argument("overrides", nargs="*", help="configuration values", metavar="a.b=c")
     return parser
 
@@ -73,21 +76,37 @@ def run(arguments: Sequence[str]) -> int:
     languages = [item.scenario.language for item in items]
     score_maps = score_maps_for(config.rewards.score_map, config.judges, perspectives, languages)
     setup = setup_of(config.judges, config.rewards, config.run.seed, perspectives, score_maps)
-    done = resume(options.output, items, setup)
+    done = resume(options.output, items, setup, options.again)
     remaining = [item for item in items if item.item_id not in done]
     if done:
         console.print(f"{len(items) - len(remaining)} of {len(items)} are there already.")
     if remaining:
         with judging(config) as session:
-            count = len(items)
-            judged = track(
-                session.judge(remaining), "judging", count, completed=count - len(remaining), console=console
-            )
+            judged = track(session.judge(remaining), "judging", len(remaining), console=console)
+            outage = Outage()
             for item, judgments in judged:
                 row = scored_row(item, judgments, perspectives, config.rewards, score_maps, setup)
                 append_row(options.output, json_line(row))
+                outage.watch(judgments)
     show(options.output, console)
     return 0
+
+
+class Outage:
+    """Stops the verb when calls fail for so many items in a row that the judges must be gone."""
+
+    def __init__(self) -> None:
+        self._failed = 0
+
+    def watch(self, judgments: Mapping[str, Judgment]) -> None:
+        """Raises `JudgeFailureRateError` after `MAX_FAILED_IN_A_ROW` items with a failed call."""
+        reasons = [f"{name}: {j.reason}" for name, j in judgments.items() if j.status == "failed"]
+        self._failed = self._failed + 1 if reasons else 0
+        if self._failed >= MAX_FAILED_IN_A_ROW:
+            raise JudgeFailureRateError(
+                f"The judges failed for {self._failed} items in a row ({'; '.join(reasons)}): mend that and "
+                "run again with --again."
+            )
 
 
 def check_paths(source: Path, output: Path) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from perm_ray.evaluation.agreement import Confusion, Figure
+from perm_ray.evaluation.agreement import FIGURES, Confusion, Figure
 from perm_ray.types import JudgeItem
 
 if TYPE_CHECKING:
@@ -19,22 +20,22 @@ _SHOWN_CHARS = 400
 
 
 def figure_table(title: str, rows: Mapping[str, Mapping[str, Figure]]) -> Table:
-    """A row for each pair of raters, a column for each figure that any of them has."""
-    names = list(dict.fromkeys(name for figures in rows.values() for name in figures))
-    table = Table(title=escape(title), title_justify="left")
-    table.add_column("")
-    for name in (*names, "n"):
-        table.add_column(name, justify="right")
+    """A row for each pair of raters, with the 95% interval of kappa; the others are in the reports."""
+    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE)
+    table.add_column("", no_wrap=True)
+    for name in ("kappa", "interval", *FIGURES[1:], "n"):
+        table.add_column(name, justify="right", no_wrap=True)
     for who, figures in rows.items():
-        items = {figure.n for figure in figures.values()}
-        cells = [_cell(figures[name]) if name in figures else "" for name in names]
-        table.add_row(escape(who), *cells, str(max(items)))
+        values = [_value(figures[name]) if name in figures else "" for name in FIGURES]
+        interval = _interval(figures["kappa"]) if "kappa" in figures else ""
+        count = max(figure.n for figure in figures.values())
+        table.add_row(escape(who), values[0], interval, *values[1:], str(count))
     return table
 
 
 def confusion_table(confusion: Confusion, rows: str, columns: str) -> Table:
     """Counts, with who is in the rows and who in the columns."""
-    table = Table(title=f"{escape(rows)} (rows) and {escape(columns)} (columns)", title_justify="left")
+    table = Table(title=f"{escape(rows)} (rows), {escape(columns)} (columns)", title_justify="left")
     table.add_column("")
     for label in confusion.labels:
         table.add_column(label, justify="right")
@@ -44,15 +45,16 @@ def confusion_table(confusion: Confusion, rows: str, columns: str) -> Table:
 
 
 def dimension_rows(entry: DimensionReport) -> dict[str, Mapping[str, Figure]]:
-    """What the terminal shows of a dimension; the page and the JSON have the rest."""
+    """What the terminal shows of a dimension: the judge, each person and each model against (other) people.
+    "Minus a person" is the judge's margin over a person in that person's place."""
     rows: dict[str, Mapping[str, Figure]] = {}
     if entry.judge is not None:
-        rows["judge and the mean of people"] = entry.judge.figures
+        rows["judge and people"] = entry.judge.figures
         rows |= {f"  {tag}": part.figures for tag, part in entry.judge.slices.items()}
-        rows["judge in a person's place, minus that person"] = entry.judge.margin
-    rows["a person and the others (the line to beat)"] = entry.people.line
-    rows |= {f"  {rater} and the others": figures for rater, figures in entry.people.against_others.items()}
-    return rows | {f"{rater} (model) and the mean of people": f for rater, f in entry.models.items()}
+        rows["  minus a person"] = entry.judge.margin
+    rows["a person (to beat)"] = entry.people.line
+    rows |= {f"  {rater}": figures for rater, figures in entry.people.against_others.items()}
+    return rows | {f"model {rater}": f for rater, f in entry.models.items()}
 
 
 def print_item(console: Console, head: str, item: JudgeItem) -> None:
@@ -65,9 +67,11 @@ def print_item(console: Console, head: str, item: JudgeItem) -> None:
             console.print(f"  {name}: {short}", markup=False, highlight=False)
 
 
-def _cell(figure: Figure) -> str:
-    if figure.value is None:
-        return "none"
+def _value(figure: Figure) -> str:
+    return "none" if figure.value is None else f"{figure.value:.2f}"
+
+
+def _interval(figure: Figure) -> str:
     if figure.low is None or figure.high is None:
-        return f"{figure.value:.2f}"
-    return f"{figure.value:.2f} ({figure.low:.2f} .. {figure.high:.2f})"
+        return ""
+    return f"{figure.low:.2f} .. {figure.high:.2f}"

@@ -214,3 +214,30 @@ def test_stopped_and_resumed_equals_never_stopped(tiny_config: Path) -> None:
 
 def comparable(row: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in row.items() if not name.startswith(TIMES)}
+
+
+@pytest.mark.timeout(600)
+def test_a_step_past_a_limit_stops_the_run_and_is_replayed_alone(tiny_config: Path) -> None:
+    limits = "trainer.limits={grad_norm: 1.0e-9, action: stop}"
+    smaller = ("evaluation.num_scenarios=0", "rollout.max_completion_tokens=8", "tracking.mlflow=false")
+    done = subprocess.run(
+        command("--config", tiny_config, "run.name=limited", "checkpoint.every=1", limits, *smaller),
+        capture_output=True,
+        text=True,
+        timeout=500,
+        env=environment(),
+        check=False,
+    )
+    run = tiny_config.parent / "runs" / "limited"
+    failed = run / "failed_step_000001.json"
+    assert done.returncode == 1, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "Step 1 went past a limit: policy/grad_norm is" in done.stderr
+    assert f"perm-ray train --replay {failed}" in done.stderr
+    assert not (run / "checkpoints").exists()
+    assert not (run / "metrics.jsonl").exists()
+    norm = float(done.stderr.partition("policy/grad_norm is ")[2].partition(",")[0])
+
+    printed = train("--replay", failed)
+    assert "The run stopped because: Step 1 went past a limit" in printed
+    (replayed,) = [line.split()[1] for line in printed.splitlines() if line.startswith("policy/grad_norm")]
+    assert float(replayed) == pytest.approx(norm, rel=1e-3)

@@ -16,6 +16,7 @@ from perm_ray.config.schema import (
     JudgeEngineConfig,
     JudgePoolConfig,
     JudgesConfig,
+    LoraConfig,
     RolloutConfig,
     ScoringConfig,
     SyncConfig,
@@ -153,6 +154,37 @@ def test_a_dead_engine_is_replaced_with_the_current_weights_and_its_work_done_ag
     assert found.keys() == expected.keys()
     assert {completion.version for completion in found.values()} == {1}
     assert all(found[key].token_ids == expected[key].token_ids for key in expected)
+
+
+@pytest.mark.parametrize("adapter_only", [False, True])
+def test_an_adapter_reaches_every_engine_merged_or_alone(
+    rollouts: RolloutPool,
+    prompts: tuple[Prompt, ...],
+    tiny_model: Path,
+    tmp_path: Path,
+    adapter_only: bool,
+) -> None:
+    """Either way the engines sample from exactly the merged policy that was exported."""
+    lora = LoraConfig(rank=4, targets=("q_proj", "o_proj", "up_proj"))  # parts of what vLLM fuses
+    trainer = TrainerGroup(replace(TRAINER, lora=lora), tiny_model, seed=1, total_steps=4)
+    try:
+        trainer.start_async()
+        trainer.wait_ready()
+        sync = WeightSync(trainer, rollouts, SyncConfig(chunk_mb=1, adapter_only=adapter_only))
+        sync.connect()
+        first = sync.push(version=0)
+        (checksum,) = set(rollouts.weight_checksums(30))
+        assert (first.num_bytes < 50_000) == adapter_only
+        trainer.train_step(1, training_data(sample(rollouts, prompts), prompts))
+        sync.push(version=1)
+        assert len(set(rollouts.weight_checksums(30)) - {checksum}) == 1  # both engines', and another one
+        trainer.export(tmp_path / "policy")
+    finally:
+        trainer.shutdown()
+    after = sample(rollouts, prompts)
+    assert {completion.version for completion in after.values()} == {1}
+    assert largest_difference(tmp_path / "policy", prompts, after) < 1e-3
+    assert largest_difference(tiny_model, prompts, after) > 0.05
 
 
 def training_data(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perm_ray.errors import RunError
-from perm_ray.trainer.batching import TrainSequence, plan_micro_batches
+from perm_ray.trainer.batching import RankBatch, Totals, TrainSequence, plan_micro_batches, plan_step
 from perm_ray.trainer.metrics import StepSums, step_metrics
 
 
@@ -56,21 +56,68 @@ def test_a_sequence_that_cannot_be_trained_on_is_refused(
         TrainSequence(prompt, completion, logprobs, advantage=1.0)
 
 
+def sequence(length: int) -> TrainSequence:
+    return TrainSequence((1,), tuple(range(length)), (0.0,) * length, advantage=1.0)
+
+
+def test_one_minibatch_is_the_step_in_its_own_order() -> None:
+    step = [sequence(length) for length in (4, 6, 2)]
+    (plan,) = plan_step(step, 12, num_ranks=1, num_minibatches=1, shuffle_seed="any")
+    assert plan == [RankBatch(((step[1], step[0]), (step[2],)), Totals(tokens=12, sequences=3))]
+
+
+@given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=30), ranks=st.integers(1, 3))
+def test_every_step_is_split_into_minibatches_of_all_ranks(lengths: list[int], ranks: int) -> None:
+    step = [sequence(length) for length in lengths]
+    plan = plan_step(step, 40, ranks, num_minibatches=4, shuffle_seed="7/3")
+    assert plan == plan_step(step, 40, ranks, num_minibatches=4, shuffle_seed="7/3")
+    assert len({len(share) for share in plan}) == 1
+    minibatches = list(zip(*plan, strict=True))
+    assert len(minibatches) == min(4, len(step))
+    for shares in minibatches:
+        held = [sequence for share in shares for micro in share.micro_batches for sequence in micro]
+        assert {share.totals for share in shares} == {Totals(sum(len(s) - 1 for s in held), len(held))}
+        assert abs(len(held) - len(step) / len(minibatches)) < 1
+        assert len({len(share.micro_batches) for share in shares}) == 1
+    trained = [s for share in plan for batch in share for micro in batch.micro_batches for s in micro]
+    assert sorted(trained, key=len) == sorted(step, key=len)
+
+
 def test_metrics_weigh_tokens_not_ranks() -> None:
     busy = StepSums(
-        tokens=30, loss=6.0, kl=3.0, entropy=60.0, clipped=3, logprob_diff=0.3, logprob_diff_max=0.1
+        tokens=30,
+        loss=0.3,
+        kl=3.0,
+        entropy=60.0,
+        clipped=3,
+        logprob_diff=0.3,
+        logprob_diff_max=0.1,
+        mismatch=33.0,
+        mismatch_max=1.4,
+        mismatch_kl=0.4,
+        mismatch_clipped=2.0,
     )
-    idle = StepSums(tokens=10, loss=-2.0, kl=1.0, logprob_diff=0.1, logprob_diff_max=0.2)
+    idle = StepSums(tokens=10, loss=-0.1, kl=1.0, logprob_diff=0.1, logprob_diff_max=0.2, mismatch=9.0)
     both = [StepSums(grad_norm=2.5, lr=1e-6) + busy, StepSums(grad_norm=2.5, lr=1e-6) + idle]
     assert step_metrics(both) == pytest.approx(
         {
-            "policy/loss": 0.1,
+            "policy/loss": 0.2,
             "policy/kl": 0.1,
             "policy/entropy": 1.5,
             "policy/clip_fraction": 0.075,
             "policy/logprob_diff_mean": 0.01,
             "policy/logprob_diff_max": 0.2,
+            "policy/mismatch_mean": 1.05,
+            "policy/mismatch_max": 1.4,
+            "policy/mismatch_kl": 0.01,
+            "policy/mismatch_clipped": 0.05,
             "policy/grad_norm": 2.5,
             "policy/lr": 1e-6,
         }
     )
+
+
+def test_a_micro_batch_that_only_takes_part_counts_for_nothing() -> None:
+    sums = StepSums(tokens=1, loss=3.0, kl=1.0, mismatch_max=9.0)
+    assert sums.weighted(0.0, 0.5) == StepSums()
+    assert sums.weighted(1.0, 0.5) == StepSums(tokens=1, loss=1.5, kl=1.0, mismatch_max=9.0)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 
 from perm_ray.collect import Collected, Collector
 from perm_ray.config.schema import RewardConfig
 from perm_ray.driver import train_sequences
+from perm_ray.errors import NotFiniteError
 from perm_ray.judges.judge import JudgeTask
 from perm_ray.perspectives.registry import PERSPECTIVES, build_perspective
 from perm_ray.testing.fakes import (
@@ -19,7 +22,7 @@ from perm_ray.testing.fakes import (
     fake_prompt,
 )
 from perm_ray.tracking.metrics import rollout_metrics
-from perm_ray.types import Completion, Judgment, Prompt, Status
+from perm_ray.types import Completion, FinishReason, Judgment, Prompt, RolloutGroup, Status
 
 ALL = {name: build_perspective(name) for name in PERSPECTIVES}
 Scores = Mapping[tuple[str, int], tuple[float | None, float | None, float | None, float | None]]
@@ -237,3 +240,138 @@ def test_a_step_in_which_all_is_masked_gives_the_trainer_nothing() -> None:
     completions = [fake_completion("a", i) for i in range(2)]
     scores = {("a", 0): UNREADABLE, ("a", 1): UNREADABLE}
     assert train_sequences(collect([fake_prompt("a")], completions, scores).groups) == []
+
+
+# ---- what cannot be trained on -----------------------------------------------------------------------------
+
+
+def test_a_reward_that_is_not_finite_is_refused_with_the_name_of_its_rollout() -> None:
+    completions = [fake_completion("a", i, version=6) for i in range(2)]
+    rewards = RewardConfig(length_coef=float("inf"), length_free_tokens=3)
+    with pytest.raises(NotFiniteError, match=r"reward of completion 0 of scenario a \(policy version 6\)"):
+        collect([fake_prompt("a")], completions, {("a", 0): GOOD, ("a", 1): POOR}, rewards)
+
+
+def test_an_advantage_that_is_not_finite_is_refused_with_the_name_of_its_rollout() -> None:
+    completions = [fake_completion("a", i) for i in range(2)]
+    (group,) = collect([fake_prompt("a")], completions, {("a", 0): GOOD, ("a", 1): POOR}).groups
+    with pytest.raises(NotFiniteError, match=r"advantage of completion 1 of scenario a .* found nan"):
+        train_sequences([replace(group, advantages=(0.5, float("nan")))])
+
+
+# ---- truncated completions ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("how", "second", "why"),
+    [
+        ("keep", pytest.approx(0.2), ""),
+        ("penalise", pytest.approx(0.2 - 0.25), ""),
+        ("mask", None, "it was cut off after 3 tokens"),
+    ],
+)
+def test_a_truncated_completion_is_kept_penalised_or_masked(how: str, second: float | None, why: str) -> None:
+    cut = replace(fake_completion("a", 1), finish_reason=FinishReason.LENGTH)
+    rewards = RewardConfig(truncated=how, truncated_penalty=0.25)
+    collected = collect(
+        [fake_prompt("a")], [fake_completion("a", 0), cut], {("a", 0): GOOD, ("a", 1): POOR}, rewards
+    )
+    assert values(collected) == [[pytest.approx(0.7), second]]
+    assert collected.groups[0].rollouts[1].masked_because == why
+    assert (collected.groups[0].advantages == (0.0, 0.0)) == (how == "mask")
+
+
+# ---- parts of a reward -------------------------------------------------------------------------------------
+
+
+def test_every_part_is_normalised_on_its_own_when_configured() -> None:
+    completions = [fake_completion("a", i) for i in range(3)]
+    scores = {("a", 0): (5.0, 3.0, 3.0, 50.0), ("a", 1): (1.0, 3.0, 3.0, 52.0), ("a", 2): UNREADABLE}
+    rewards = RewardConfig(composition="normalize_then_sum", weights={"bystander": 3.0})
+    (group,) = collect([fake_prompt("a")], completions, scores, rewards).groups
+    first = group.rollouts[0].reward
+    assert first is not None
+    assert first.parts == pytest.approx(
+        {"resonation": 1.0, "expression": 0.6, "reception": 0.6, "bystander": 0.5, "length": 0.0}
+    )
+    # The bystander's two points out of a hundred count three times what four points of resonation do.
+    assert group.advantages == (pytest.approx(-0.7071, abs=1e-3), pytest.approx(0.7071, abs=1e-3), 0.0)
+
+
+# ---- groups with nothing to teach --------------------------------------------------------------------------
+
+
+class Deck:
+    """Prompts that are drawn in order, and what was asked for."""
+
+    def __init__(self, names: str) -> None:
+        self._names = iter(names)
+        self.asked: list[int] = []
+
+    def __call__(self, count: int) -> list[Prompt]:
+        self.asked.append(count)
+        return [fake_prompt(name) for name in itertools.islice(self._names, count)]
+
+
+def varied(flat: str, deck: Deck, max_resamples: int, rewards: RewardConfig | None = None) -> Collected:
+    """Two prompts a step with two completions each; scenarios in `flat` are judged the same twice."""
+    names = "abcdefgh"
+    scores = {(name, 0): GOOD for name in names}
+    scores |= {(name, 1): GOOD if name in flat else POOR for name in names}
+    collecting, _, _ = collector([], scores, rewards)
+    collecting = replace(collecting, rollouts=AnsweringPool())
+    return collecting.collect_varied(
+        deck, num_prompts=2, max_resamples=max_resamples, num_completions=2, step=1
+    )
+
+
+class AnsweringPool(FakeRolloutPool):
+    """Gives what it is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+
+    def sample(
+        self, prompts: Sequence[Prompt], *, num_completions: int, step: int, purpose: str = "train"
+    ) -> Iterator[Completion]:
+        del step, purpose
+        for prompt in prompts:
+            yield from (fake_completion(prompt.scenario.scenario_id, i) for i in range(num_completions))
+
+
+def names(groups: Sequence[RolloutGroup]) -> str:
+    return "".join(group.prompt.scenario.scenario_id for group in groups)
+
+
+def test_without_resampling_a_flat_group_stays() -> None:
+    deck = Deck("abc")
+    collected = varied("a", deck, max_resamples=0)
+    assert (names(collected.groups), names(collected.replaced), collected.resampled) == ("ab", "", 0)
+    assert deck.asked == [2]
+
+
+def test_flat_groups_are_replaced_in_their_places_and_nothing_is_lost() -> None:
+    deck = Deck("abcdef")
+    collected = varied("abd", deck, max_resamples=3)
+    # a and b are flat: c takes a's place and d is flat too; e takes b's.
+    assert (names(collected.groups), names(collected.replaced)) == ("ce", "dab")
+    assert (deck.asked, collected.resampled) == ([2, 2, 1], 3)
+    assert not any(group.zero_variance for group in collected.groups)
+    metrics = rollout_metrics(collected.sampled)
+    assert (metrics["rollout/completions"], metrics["group/zero_variance"]) == (10, 3)
+
+
+def test_resampling_is_bounded() -> None:
+    deck = Deck("abcdefgh")
+    collected = varied("abcdefgh", deck, max_resamples=2)
+    assert (names(collected.groups), names(collected.replaced)) == ("ab", "cdef")
+    assert deck.asked == [2, 2, 2]
+    assert varied("a", Deck("ab"), max_resamples=5).resampled == 0  # no prompts are left
+
+
+def test_advantages_are_those_of_the_step_that_is_trained() -> None:
+    rewards = RewardConfig(advantage_scaling="batch")
+    collected = varied("a", Deck("abc"), max_resamples=1, rewards=rewards)
+    whole = varied("", Deck("cb"), max_resamples=0, rewards=rewards)
+    assert names(collected.groups) == "cb"
+    assert [g.advantages for g in collected.groups] == [g.advantages for g in whole.groups]

@@ -198,6 +198,34 @@ def test_mistakes_in_an_override(override: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("section", "values", "expected"),
+    [
+        ("trainer.objective", {"loss": "ppo"}, "loss must be one of dapo, grpo, dr_grpo, gspo, cispo"),
+        ("trainer.objective", {"dual_clip": 1.1}, "dual_clip must be null, or more than 1 + clip_high"),
+        ("trainer.objective", {"dual_clip": 3.0, "loss": "cispo"}, "with a loss other than cispo"),
+        ("trainer.objective", {"kl_estimator": "k1"}, "k2 or k3 unless kl_ratio_weighted is true"),
+        ("trainer.objective", {"mismatch": "true"}, "mismatch must be one of none, token_truncate"),
+        ("trainer.objective", {"mismatch_low": 1.0}, "bounds with 1 between them"),
+        ("trainer.objective", {"mismatch_high": 0.5}, "bounds with 1 between them"),
+        ("trainer.objective", {"epochs": 0}, "trainer.objective.epochs must be greater than 0"),
+        ("trainer.objective", {"minibatches": 65}, "at most the completions of a step, 64, found 65"),
+        ("rollout", {"max_resamples": -1}, "rollout.max_resamples must be 0 or more"),
+        ("rewards", {"truncated": "drop"}, "rewards.truncated must be one of keep, mask, penalise"),
+        ("rewards", {"truncated_penalty": 0.0}, "rewards.truncated_penalty must be greater than 0"),
+        ("rewards", {"advantage_baseline": "leave_one_out"}, "none or batch with leave_one_out"),
+        (
+            "rewards",
+            {"composition": "normalize_then_sum", "advantage_scaling": "none"},
+            "mean and group with normalize_then_sum",
+        ),
+    ],
+)
+def test_objectives_that_make_no_sense(section: str, values: dict[str, object], expected: str) -> None:
+    overrides = [f"{section}.{name}={value}" for name, value in values.items()]
+    assert expected in message_of(None, *overrides)
+
+
+@pytest.mark.parametrize(
     "text", ["${oc.env:PATH}", "a-${oc.env:X}", "${run.dir}", "${oc.${a}:b}", "${oc.env:X"]
 )
 def test_interpolation_is_refused(tmp_path: Path, text: str) -> None:

@@ -20,21 +20,25 @@ ROOT = Path(__file__).parents[2]
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("types", "errors"),
     # Helpers that belong to no room: the standard library, Ray or torch behind one function each.
-    ("files", "signals", "remote", "rendezvous"),
+    ("background", "files", "signals", "remote", "rendezvous", "low_rank"),
     ("config",),
     (
         *("data", "perspectives", "rewards"),
-        *(f"trainer.{name}" for name in ("batching", "loss", "metrics", "model")),
+        *(f"trainer.{name}" for name in ("batching", "segments", "loss", "mismatch", "objective")),
+        *(f"trainer.{name}" for name in ("metrics", "limits", "model", "schedule", "lora")),
     ),
     # vLLM and DeepSpeed themselves.
-    ("engine", "trainer.engine", "trainer.weights"),
+    ("engine", *(f"trainer.{name}" for name in ("engine", "state", "weights", "ema", "reference"))),
     # An actor holds an engine, so the engines are a level of their own. `judges.engine` and
     # `trainer.learner` are what the actors of their rooms are made of.
     (
         *("rollout.actor", "trainer.actor", "trainer.learner"),
         *(f"judges.{name}" for name in ("actor", "endpoint_engine", "engine", "judge", "load", "routing")),
     ),
-    ("rollout.pool", "judges.pool", "judges.panel", "judges.accounting", "trainer.group", "placement"),
+    (
+        *("rollout.pool", "judges.pool", "judges.panel", "judges.accounting", "trainer.group"),
+        *("placement", "run_state", "replay"),
+    ),
     ("weight_sync", "checkpoint", "collect", "tracking", "evaluation", "judging"),
     ("runtime",),
     # Above all that they imitate, and nothing below the command line can reach them.
@@ -163,7 +167,7 @@ def test_only_weight_sync_knows_both_the_trainer_and_the_rollout_engines() -> No
     ("package", "users"),
     [
         ("omegaconf", {"config.load"}),
-        ("deepspeed", {"trainer.engine", "trainer.weights"}),
+        ("deepspeed", {"trainer.engine", "trainer.state", "trainer.weights"}),
         ("mlflow", {"tracking.mlflow_tracker"}),
         ("rich", {"tracking", "pipelines"}),
         ("vllm", {"engine", "weight_sync", "pipelines.benchmarks"}),

@@ -45,6 +45,32 @@ def test_each_epoch_has_each_scenario_once_and_no_batch_one_twice(
         assert sorted(islice(indices, num_scenarios)) == list(range(num_scenarios))
 
 
+@given(SIZES, st.integers(), st.lists(st.integers(0, 12), max_size=20), st.integers(0, 19))
+def test_batches_of_any_size_are_fair_and_resumable(
+    sizes: tuple[int, int], seed: int, wanted: list[int], at: int
+) -> None:
+    wanted = [min(size, sizes[1]) for size in wanted]
+    sampler = ScenarioSampler(*sizes, seed)
+    drawn = []
+    for step, size in enumerate(wanted):
+        if step == at:
+            state = json.loads(json.dumps(sampler.state()))
+            sampler = ScenarioSampler(*sizes, seed)
+            sampler.restore(state)
+        drawn.append(sampler.next_batch(size))
+    whole = ScenarioSampler(*sizes, seed)
+    assert drawn == [whole.next_batch(size) for size in wanted]
+    assert [len(set(batch)) for batch in drawn] == wanted
+    indices = list(chain.from_iterable(drawn))
+    for epoch in range(len(indices) // sizes[0]):
+        assert sorted(indices[epoch * sizes[0] : (epoch + 1) * sizes[0]]) == list(range(sizes[0]))
+
+
+def test_more_than_a_batch_at_once_is_refused() -> None:
+    with pytest.raises(ValueError, match="between 0 and the batch size 3, found 4"):
+        ScenarioSampler(5, 3, 42).next_batch(4)
+
+
 def test_the_order_depends_on_seed_and_epoch_only() -> None:
     random.seed(1)
     first = batches(ScenarioSampler(20, 20, 7), 2)
