@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from hypothesis import HealthCheck, settings
+
 from perm_ray.placement import authenticate
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -11,3 +13,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["HF_HUB_OFFLINE"] = "1"
 authenticate(None)  # token authentication on, with a token of this process; loopback only
+
+# Shared machines are slow at times, and how long an example takes is not what is tested.
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
