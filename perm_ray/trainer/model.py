@@ -22,7 +22,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedMod
 from transformers.masking_utils import AttentionMaskInterface
 
 from perm_ray.errors import ModelError
-from perm_ray.trainer.batching import TrainSequence
+from perm_ray.trainer.batching import STAND_IN, TrainSequence
 from perm_ray.trainer.head import score
 from perm_ray.trainer.segments import Segments
 
@@ -50,14 +50,10 @@ class PackedBatch:
     weight: float
 
 
-# What an empty micro-batch computes, with weight 0, so that its rank joins every collective.
-_STAND_IN = TrainSequence(prompt_ids=(0,), completion_ids=(0,), sampler_logprobs=(0.0,), advantage=0.0)
-
-
 def pack(sequences: Sequence[TrainSequence], device: torch.device) -> PackedBatch:
     """Lay sequences end to end; positions start at 0 in each."""
     weight = 1.0 if sequences else 0.0
-    sequences = sequences or [_STAND_IN]
+    sequences = sequences or [STAND_IN]
     ids: list[int] = []
     positions: list[int] = []
     boundaries = [0]
