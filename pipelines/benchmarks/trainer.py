@@ -47,6 +47,7 @@ def measure(config: Config) -> dict[str, float | list[float]]:
                 figures[f"tokens_per_s {name}"] = median(speeds)
                 figures[f"peak_memory_gb {name}"] = peak_gb()
         figures |= _heads(config.trainer.num_threads)
+        figures |= _syncs(config, model_dir)
     finally:
         stop_ray()
     return figures
@@ -189,6 +190,31 @@ class BareLoop:
 
     def peak_gb(self) -> float:
         return _peak_gb()
+
+
+def _syncs(config: Config, model_dir: Path) -> dict[str, float | list[float]]:
+    """Seconds and megabytes of a weight sync under LoRA: merged by the trainer, or the adapter alone."""
+    from perm_ray.remote import wait_all
+    from perm_ray.rollout.pool import RolloutPool
+    from perm_ray.trainer.group import TrainerGroup
+    from perm_ray.weight_sync import WeightSync
+
+    sampling = replace(config.rollout, engine=replace(config.rollout.engine, replicas=1))
+    rollouts = RolloutPool(sampling, model_dir, config.run.seed, deterministic=False)
+    lora = replace(config.trainer, lora=LoraConfig(rank=16))
+    group = TrainerGroup(lora, model_dir, config.run.seed, total_steps=1)
+    group.start_async()
+    wait_all(rollouts.starting(), timeout_s=sampling.engine.start_timeout_s, doing="starting")
+    group.wait_ready()
+    figures: dict[str, float | list[float]] = {}
+    for name, adapter_only in (("merged", False), ("adapter only", True)):
+        sync = WeightSync(group, rollouts, replace(config.sync, adapter_only=adapter_only))
+        sync.connect()
+        pushed = [sync.push(version) for version in range(ROUNDS)]
+        size = pushed[0].num_bytes / 1e6
+        figures[f"sync under LoRA, {name}: seconds, MB"] = [median(p.seconds for p in pushed), size]
+    group.shutdown()
+    return figures
 
 
 # --- the head: log-probabilities and their gradients, by blocks and with all logits at once ------------

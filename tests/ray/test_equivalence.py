@@ -28,7 +28,7 @@ from perm_ray.trainer.batching import TrainSequence, plan_step
 from perm_ray.trainer.group import TrainerGroup
 from perm_ray.trainer.metrics import StepSums, step_metrics
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 
 CONFIG = TrainerConfig(
@@ -41,7 +41,7 @@ CONFIG = TrainerConfig(
     warmup_ratio=0.0,
     max_grad_norm=0.5,
     objective=ObjectiveConfig(kl_coef=0.05),
-    start_timeout_s=120,
+    start_timeout_s=200,
     step_timeout_s=60,
     collective_timeout_s=30,
 )
