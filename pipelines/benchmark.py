@@ -16,7 +16,7 @@ from perm_ray.config.load import load_config
 from perm_ray.placement import authenticate
 from pipelines import CONFIGS
 
-NAMES = ("loop", "rollout", "judging", "learning", "checkpoint")
+NAMES = ("loop", "rollout", "judging", "learning", "checkpoint", "trainer")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -350,8 +350,8 @@ class ObjectiveConfig:
     """What the trainer minimises, and in how many updates a step (formulas: `trainer/loss.py`).
 
     `mismatch` is none because a synchronous step with one update is on-policy but for the numerics of two
-    engines, and those are watched (`policy/mismatch_*`). TRL's default, masking sequences whose ratio is over
-    3, would drop long answers by chance: at 0.05 nats a token, the ratio of 1,000 tokens is off by exp(1.6).
+    engines, and those are watched (`policy/mismatch_*`). TRL's default, to mask sequences of a ratio over 3,
+    would drop long answers by chance: at 0.05 nats a token, the ratio of 1,000 tokens is off by exp(1.6).
     """
 
     loss: str = "dapo"

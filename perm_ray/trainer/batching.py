@@ -41,6 +41,9 @@ class TrainSequence:
         return len(self.prompt_ids) + len(self.completion_ids)
 
 
+# What an empty micro-batch computes, with weight 0, so that its rank joins every collective.
+STAND_IN = TrainSequence(prompt_ids=(0,), completion_ids=(0,), sampler_logprobs=(0.0,), advantage=0.0)
+
 MicroBatch: TypeAlias = tuple[TrainSequence, ...]
 
 
@@ -85,6 +88,15 @@ def plan_step(
         for rank, share in zip(plan, shares, strict=True):
             rank.append(RankBatch(tuple(tuple(chosen[i] for i in indices) for indices in share), totals))
     return plan
+
+
+def padding_share(plan: Sequence[Sequence[RankBatch]]) -> float:
+    """The share of a step's tokens that are computed for nothing. Packed sequences need no padding: all there
+    is are the stand-ins of micro-batches that only take part."""
+    micro_batches = [m for rank in plan for minibatch in rank for m in minibatch.micro_batches]
+    real = sum(len(sequence) for micro_batch in micro_batches for sequence in micro_batch)
+    idle = sum(len(STAND_IN) for micro_batch in micro_batches if not micro_batch)
+    return idle / (idle + real)
 
 
 def plan_micro_batches(lengths: Sequence[int], budget_tokens: int, num_ranks: int) -> list[list[list[int]]]:

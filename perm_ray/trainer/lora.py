@@ -57,11 +57,12 @@ def add_adapter(model: PreTrainedModel, config: LoraConfig, rank: int) -> None:
                 f"trainer.lora.targets must name linear layers of the policy, found {list(config.targets)}: "
                 f"{error}"
             ) from error
+    head = model.get_output_embeddings()
     for name, layer in _layers(model):
-        if not isinstance(layer.get_base_layer(), nn.Linear):
+        if layer is head or not isinstance(layer.get_base_layer(), nn.Linear):
             raise ModelError(
-                f"trainer.lora.targets must name linear layers, and {name} is a "
-                f"{type(layer.get_base_layer()).__name__}: leave it out."
+                f"trainer.lora.targets must name linear layers other than the head, and {name} is "
+                f"{'the head' if layer is head else type(layer.get_base_layer()).__name__}: leave it out."
             )
 
 

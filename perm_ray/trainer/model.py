@@ -13,23 +13,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
 from perm_ray.errors import ModelError
-from perm_ray.trainer.batching import TrainSequence
+from perm_ray.trainer.batching import STAND_IN, TrainSequence
+from perm_ray.trainer.head import score
 from perm_ray.trainer.segments import Segments
 
 ATTENTION = "packed_sdpa"
-HEAD_LIMIT_TOKENS = 2048  # logits of more tokens than this are made in chunks ...
-HEAD_CHUNK_TOKENS = 1024  # ... of this many, and again in the backward pass
-ENTROPY_CHUNK_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +50,10 @@ class PackedBatch:
     weight: float
 
 
-# What an empty micro-batch computes, with weight 0, so that its rank joins every collective.
-_STAND_IN = TrainSequence(prompt_ids=(0,), completion_ids=(0,), sampler_logprobs=(0.0,), advantage=0.0)
-
-
 def pack(sequences: Sequence[TrainSequence], device: torch.device) -> PackedBatch:
     """Lay sequences end to end; positions start at 0 in each."""
     weight = 1.0 if sequences else 0.0
-    sequences = sequences or [_STAND_IN]
+    sequences = sequences or [STAND_IN]
     ids: list[int] = []
     positions: list[int] = []
     boundaries = [0]
@@ -135,7 +128,8 @@ AttentionMaskInterface.register(ATTENTION, _no_mask)
 
 
 def load_policy(model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """The causal language model in `model_dir`, its forward replaced by `completion_logprobs`.
+    """The causal language model in `model_dir`, its forward replaced by `completion_logprobs`,
+    its head's by `score`.
 
     Replaced, not wrapped: parameter names stay those of the checkpoint, and ZeRO-3 gathers the
     head's weight only inside the engine's forward.
@@ -144,6 +138,13 @@ def load_policy(model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:
         model_dir, dtype=dtype, attn_implementation=ATTENTION, trust_remote_code=False, use_safetensors=True
     )
     model.forward = MethodType(completion_logprobs, model)
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        raise ModelError(
+            f"The policy needs a linear layer as its head, and {type(model).__name__} has a "
+            f"{type(head).__name__}: it cannot be trained here."
+        )
+    head.forward = MethodType(score, head)
     return model
 
 
@@ -163,35 +164,8 @@ def completion_logprobs(
         cu_seqlens=batch.boundaries,
     )
     hidden = output.last_hidden_state[0].index_select(0, batch.predictors)
-    head = cast(nn.Module, self.get_output_embeddings())
-    if len(hidden) <= HEAD_LIMIT_TOKENS:
-        return _score(head, hidden, batch.targets, with_entropy, entropy_gradient)
-    chunks = zip(hidden.split(HEAD_CHUNK_TOKENS), batch.targets.split(HEAD_CHUNK_TOKENS), strict=True)
-    wanted = (with_entropy, entropy_gradient)
-    scored = [checkpoint(_score, head, h, t, *wanted, use_reentrant=False) for h, t in chunks]
-    logprobs, entropies = zip(*scored, strict=True)
-    return torch.cat(logprobs), torch.cat(entropies)
-
-
-def _score(
-    head: nn.Module, hidden: Tensor, targets: Tensor, with_entropy: bool, entropy_gradient: bool
-) -> tuple[Tensor, Tensor]:
-    logits = head(hidden)
-    logprobs = -functional.cross_entropy(logits.float(), targets, reduction="none")
-    if not with_entropy:
-        return logprobs, torch.zeros_like(logprobs).detach()
-    # A few rows at a time: three copies of all logits would be gigabytes.
-    parts = logits.split(ENTROPY_CHUNK_TOKENS)
-    if entropy_gradient:
-        return logprobs, torch.cat([checkpoint(_entropy, part, use_reentrant=False) for part in parts])
-    with torch.no_grad():
-        return logprobs, torch.cat([_entropy(part) for part in parts])
-
-
-def _entropy(logits: Tensor) -> Tensor:
-    """-sum p log p of each row."""
-    logp = logits.float().log_softmax(-1)
-    return -(logp.exp() * logp).sum(-1)
+    head: Any = self.get_output_embeddings()
+    return head(hidden, batch.targets, with_entropy, entropy_gradient)
 
 
 @torch.no_grad()

@@ -11,13 +11,15 @@ from perm_ray.config.schema import TrainerConfig
 def lr_factor(config: TrainerConfig, total_steps: int) -> Callable[[int], float]:
     """The factor at step t, counted from 0: a rise over w steps, then the schedule.
 
-    The rise is (t + 1) / w with w = `warmup_steps`, or ceil(`warmup_ratio` * total). The first step already
+    Steps are the optimizer's here, of which the objective may have several in one of the run's. The rise is
+    (t + 1) / w with w = `warmup_steps` of the run, or ceil(`warmup_ratio` * total). The first step already
     learns; DeepSpeed's own schedules spend one or two steps at 0. The fall, linear or half a cosine, starts
     from 1 at the rise's last step and would be at `min_lr_ratio` one step after the run's last: no step is
     wasted at its end either.
     """
     by_ratio = math.ceil(round(config.warmup_ratio * total_steps, 6))
-    rise = max(1, by_ratio if config.warmup_steps is None else config.warmup_steps)
+    steps = config.warmup_steps
+    rise = max(1, by_ratio if steps is None else steps * config.objective.updates)
     low = config.min_lr_ratio
 
     def factor(step: int) -> float:

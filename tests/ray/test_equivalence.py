@@ -28,7 +28,7 @@ from perm_ray.trainer.batching import TrainSequence, plan_step
 from perm_ray.trainer.group import TrainerGroup
 from perm_ray.trainer.metrics import StepSums, step_metrics
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 
 CONFIG = TrainerConfig(
@@ -36,12 +36,12 @@ CONFIG = TrainerConfig(
     num_threads=1,
     dtype="float32",
     micro_batch_tokens=128,
-    lr=1e-3,
+    lr=1e-4,  # AdamW makes steps of this size of differences in gradients that are nearly zero
     weight_decay=0.1,
     warmup_ratio=0.0,
     max_grad_norm=0.5,
     objective=ObjectiveConfig(kl_coef=0.05),
-    start_timeout_s=120,
+    start_timeout_s=200,
     step_timeout_s=60,
     collective_timeout_s=30,
 )
@@ -131,7 +131,7 @@ def plain(table: Table) -> Outcome:
 
 @pytest.fixture(scope="module")
 def plain_lora(table: Table) -> Outcome:
-    return table.row("lora", zero_stage=0, lora=LORA)
+    return table.row("lora", zero_stage=0, lr=3e-4, lora=LORA)
 
 
 def same(row: Outcome, expected: Outcome) -> None:
@@ -152,7 +152,7 @@ def test_every_stage_and_number_of_ranks(
 ) -> None:
     same(table.row(f"z{zero_stage}r{num_ranks}", zero_stage=zero_stage, num_ranks=num_ranks), plain)
     start = load_file(tiny_model / "model.safetensors")
-    assert largest_difference(plain.weights, start) > 1e-3  # it did learn
+    assert largest_difference(plain.weights, start) > 1e-4  # it did learn
 
 
 @pytest.mark.parametrize(
@@ -170,10 +170,11 @@ def test_how_the_step_is_computed(table: Table, plain: Outcome, changes: dict[st
 
 @pytest.mark.parametrize(("zero_stage", "num_ranks"), [(1, 2), (2, 1), (2, 2), (3, 1), (3, 2)])
 def test_lora_on_every_stage(table: Table, plain_lora: Outcome, zero_stage: int, num_ranks: int) -> None:
-    row = table.row(f"lora-z{zero_stage}r{num_ranks}", zero_stage=zero_stage, num_ranks=num_ranks, lora=LORA)
+    changes = {"zero_stage": zero_stage, "num_ranks": num_ranks}
+    row = table.row(f"lora-{changes}", lr=3e-4, lora=LORA, **changes)
     same(row, plain_lora)
     assert plain_lora.metrics[0]["policy/kl"] == pytest.approx(0.0, abs=1e-9)  # the adapter adds nothing yet
-    assert plain_lora.metrics[2]["policy/kl"] > 1e-6  # the reference is the base model
+    assert plain_lora.metrics[2]["policy/kl"] > 1e-8  # the reference is the base model
 
 
 def test_lora_trains_its_targets_alone_and_its_two_exports_agree(
@@ -202,7 +203,7 @@ def test_a_target_that_the_policy_lacks_is_refused(table: Table) -> None:
             return str(error)
         return "nothing"
 
-    for targets, message in ((("no_such",), "no_such"), (("embed_tokens",), "embed_tokens is a Embedding")):
+    for targets, message in ((("no_such",), "no_such"), (("embed_tokens",), "embed_tokens is Embedding")):
         config = dataclasses.replace(CONFIG, lora=LoraConfig(rank=2, targets=targets))
         (found,) = table.groups[1].apply(refused, config, table.model_dir, doing="refusing", timeout_s=60)
         assert "trainer.lora.targets must name linear layers" in found

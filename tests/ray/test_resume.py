@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from perm_ray.config.schema import ObjectiveConfig, TrainerConfig
+from perm_ray.config.schema import LoraConfig, ObjectiveConfig, TrainerConfig
 from perm_ray.files import file_digest
 from perm_ray.testing.tiny_model import VOCABULARY
 from perm_ray.trainer.batching import TrainSequence
 from perm_ray.trainer.group import TrainerGroup
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 CONFIG = TrainerConfig(
     num_cpus=1,
@@ -33,6 +33,7 @@ CONFIG = TrainerConfig(
     collective_timeout_s=30,
 )
 STEPS = 4
+LORA = LoraConfig(rank=4, dropout=0.1)  # dropout draws from the generators that a resume restores
 Start = Callable[..., TrainerGroup]
 
 
@@ -78,10 +79,14 @@ def differences(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
     ("changes", "other_ranks", "rounding"),
     [
         ({"zero_stage": 0}, None, 0.0),
+        ({"zero_stage": 0, "lora": LORA}, None, 0.0),
         ({"zero_stage": 3, "num_ranks": 2}, 1, 1e-5),
-        ({"zero_stage": 2, "dtype": "bfloat16"}, 2, 4e-3),  # one step of bfloat16 at 1.0 is 8e-3
+        ({"zero_stage": 3, "num_ranks": 2, "lora": LORA}, None, 0.0),
+        # One step of bfloat16 at 1.0 is 8e-3.
+        ({"zero_stage": 2, "dtype": "bfloat16"}, 2, 4e-3),
+        ({"zero_stage": 2, "dtype": "bfloat16", "lora": LORA}, None, 0.0),
     ],
-    ids=["zero0", "zero3-2ranks", "zero2-bfloat16"],
+    ids=["zero0", "zero0-lora", "zero3-2ranks", "zero3-2ranks-lora", "zero2-bfloat16", "zero2-bfloat16-lora"],
 )
 def test_k_steps_a_kill_and_the_rest_are_all_steps(
     start: Start, tmp_path: Path, changes: dict[str, object], other_ranks: int | None, rounding: float

@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perm_ray.errors import RunError
-from perm_ray.trainer.batching import RankBatch, Totals, TrainSequence, plan_micro_batches, plan_step
+from perm_ray.trainer.batching import (
+    RankBatch,
+    Totals,
+    TrainSequence,
+    padding_share,
+    plan_micro_batches,
+    plan_step,
+)
 from perm_ray.trainer.metrics import StepSums, step_metrics
 
 
@@ -15,6 +22,13 @@ def test_the_longest_sequences_are_packed_first_and_spread_over_ranks() -> None:
     # 50 -> rank 0, 40 -> rank 1, 30 -> rank 1, 20 -> rank 0, 10 -> rank 0 or 1 (70 each: the first)
     plan = plan_micro_batches([10, 50, 20, 40, 30], budget_tokens=60, num_ranks=2)
     assert plan == [[[1, 0], [2]], [[3], [4]]]
+
+
+def test_padding_is_only_what_idle_ranks_compute() -> None:
+    sequence = TrainSequence((1,) * 10, (2,) * 8, (0.0,) * 8, 1.0)
+    assert padding_share(plan_step([sequence] * 4, budget_tokens=40, num_ranks=2)) == 0.0
+    # one rank computes 18 tokens, the other the two of a stand-in
+    assert padding_share(plan_step([sequence], budget_tokens=40, num_ranks=2)) == pytest.approx(2 / 20)
 
 
 def test_a_sequence_over_the_budget_has_a_micro_batch_of_its_own() -> None:

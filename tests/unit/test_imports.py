@@ -25,7 +25,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     (
         *("data", "perspectives", "rewards"),
         *(f"trainer.{name}" for name in ("batching", "segments", "loss", "mismatch", "objective")),
-        *(f"trainer.{name}" for name in ("metrics", "limits", "model", "schedule", "lora")),
+        *(f"trainer.{name}" for name in ("metrics", "limits", "model", "head", "schedule", "lora")),
     ),
     # vLLM and DeepSpeed themselves.
     ("engine", *(f"trainer.{name}" for name in ("engine", "state", "weights", "ema", "reference"))),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from perm_ray.config.schema import LoraConfig, TrainerConfig
+from perm_ray.config.schema import LoraConfig, ObjectiveConfig, TrainerConfig
 from perm_ray.errors import ConfigError
 from perm_ray.trainer.schedule import lr_factor
 
@@ -67,3 +67,9 @@ def test_what_an_adapter_may_not_be() -> None:
     for changes in wrong:
         with pytest.raises(ConfigError, match=f"trainer.lora.{next(iter(changes))}"):
             LoraConfig(**changes)
+
+
+def test_warm_up_is_in_steps_of_the_run_whatever_a_step_updates() -> None:
+    config = TrainerConfig(warmup_steps=2, objective=ObjectiveConfig(epochs=2, minibatches=3))
+    factor = lr_factor(config, 60)
+    assert [factor(0), factor(5), factor(10), factor(11)] == pytest.approx([1 / 12, 0.5, 11 / 12, 1.0])
