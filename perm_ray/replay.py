@@ -48,4 +48,5 @@ class FailedStep:
 
 
 def _sequence(entry: dict[str, Any]) -> TrainSequence:
-    return TrainSequence(**{name: tuple(v) if isinstance(v, list) else v for name, v in entry.items()})
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in entry.items()}
+    return TrainSequence(**values)
