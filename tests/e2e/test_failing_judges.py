@@ -34,7 +34,7 @@ judges:
 rewards: {{missing_section: mask}}
 trainer: {{micro_batch_tokens: 4096, lr: 1.0e-3, num_cpus: 1, num_threads: 1}}
 evaluation: {{num_scenarios: 0}}
-tracking: {{mlflow: false}}
+tracking: {{mlflow: true}}
 """
 CRITERIA = ("Content", "Structure", "Efficiency", "Objectivity", "Accuracy")
 

@@ -7,6 +7,7 @@ nothing about them. Of the second step's only completion one rank gets nothing.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,8 +20,10 @@ from transformers import AutoModelForCausalLM
 
 from perm_ray.config.schema import ObjectiveConfig, TrainerConfig
 from perm_ray.testing.tiny_model import VOCABULARY
+from perm_ray.trainer.actor import TrainerRank
 from perm_ray.trainer.batching import MicroBatch, Totals, TrainSequence, plan_step
 from perm_ray.trainer.group import TrainerGroup
+from perm_ray.trainer.metrics import StepSums
 from perm_ray.trainer.objective import TokenBatch, objective
 from perm_ray.trainer.segments import Segments
 
@@ -149,6 +152,7 @@ def test_ranks_and_updates_change_nothing_about_an_objective(
     stage, wanted = OBJECTIVES[name]
     config = dataclasses.replace(CONFIG, zero_stage=stage, objective=wanted)
     plain, group = PlainTorch(tiny_model, config), start(config)
+    sequences: list[TrainSequence] = []
     for step, count in enumerate((9, 1)):
         sequences = batch(plain.model, count, seed=step)
         metrics = group.train_step(step, sequences)
@@ -166,3 +170,23 @@ def test_ranks_and_updates_change_nothing_about_an_objective(
     moved = load_file(tiny_model / "model.safetensors")
     assert max(float((weights[key] - moved[key].float()).abs().max()) for key in weights) > CONFIG.lr
     assert max(float((weights[key] - expected[key]).abs().max()) for key in weights) < 5e-5
+    if name == "dapo":
+        a_step_that_has_begun_to_update_is_finished(group, config, sequences)
+
+
+def a_step_that_has_begun_to_update_is_finished(
+    group: TrainerGroup, config: TrainerConfig, sequences: Sequence[TrainSequence]
+) -> None:
+    """A stop is heeded until the first update: after it the policy is another one."""
+    plan = plan_step(sequences, config.micro_batch_tokens, config.num_ranks)
+    schedule = [share * 2 for share in plan]  # the one minibatch twice: two updates
+
+    def step_stopped_at(rank: TrainerRank, vote: int) -> StepSums:
+        """A step on this rank that is asked to stop from its vote number `vote` on, counted from 0."""
+        votes = itertools.count()
+        return rank._learner.step(7, schedule[rank.rank], lambda: next(votes) >= vote)
+
+    before_the_update = len(plan[0][0].micro_batches)  # votes come before each micro-batch and the update
+    for vote, interrupted in ((before_the_update + 1, False), (before_the_update, True)):
+        reports = group.apply(step_stopped_at, vote, doing="a stopped step", timeout_s=60)
+        assert [report.interrupted for report in reports] == [interrupted] * config.num_ranks
