@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from perm_ray.config.schema import RewardConfig
+from perm_ray.config.training import RewardConfig
 from perm_ray.data.prompts import split_sections
 from perm_ray.errors import NotFiniteError, RunError
 from perm_ray.judges.judge import ItemKey

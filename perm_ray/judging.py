@@ -14,7 +14,8 @@ from pathlib import Path
 
 import ray
 
-from perm_ray.config.schema import Config, JudgesConfig
+from perm_ray.config.judges import JudgesConfig
+from perm_ray.config.schema import Config
 from perm_ray.data.prompts import ChatRenderer
 from perm_ray.engine.models import check_context, resolve_model
 from perm_ray.errors import ConfigError

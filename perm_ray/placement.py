@@ -15,7 +15,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from perm_ray.config.schema import Config, JudgesConfig, RayConfig
+from perm_ray.config.judges import JudgesConfig
+from perm_ray.config.schema import Config, RayConfig
 from perm_ray.errors import ConfigError, RunError
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from perm_ray.config.schema import SyncConfig
+from perm_ray.config.training import SyncConfig
 from perm_ray.errors import RunError
 from perm_ray.remote import wait_all
 

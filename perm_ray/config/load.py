@@ -31,8 +31,9 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
+from perm_ray.config.judges import JudgePoolConfig
 from perm_ray.config.redact import REDACTED, is_secret_key, redact, redact_text
-from perm_ray.config.schema import Config, JudgePoolConfig
+from perm_ray.config.schema import Config
 from perm_ray.errors import ConfigError
 
 # The dicts whose entries are sections of their own.

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from perm_ray.config.schema import JudgeEndpointConfig
+from perm_ray.config.judges import JudgeEndpointConfig
 from perm_ray.engine.endpoint_errors import WORTH_ANOTHER_TRY, Cause, EndpointError, explained
 from perm_ray.engine.limits import AdaptiveConcurrency, CircuitBreaker, Clock, RealClock, TokenBucket
 from perm_ray.errors import ConfigError

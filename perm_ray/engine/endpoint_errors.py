@@ -11,8 +11,8 @@ import math
 import time
 from enum import StrEnum
 
+from perm_ray.config.judges import JudgeEndpointConfig
 from perm_ray.config.redact import REDACTED, redact_text
-from perm_ray.config.schema import JudgeEndpointConfig
 
 
 class Cause(StrEnum):

@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from perm_ray.config.schema import BUILTIN_MODEL
+from perm_ray.config.engines import BUILTIN_MODEL
 from perm_ray.errors import ModelError
 
 _GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"

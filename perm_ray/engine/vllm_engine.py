@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from perm_ray.config.schema import EngineConfig
+from perm_ray.config.engines import EngineConfig
 from perm_ray.errors import ModelError, RunError
 from perm_ray.types import FinishReason
 

@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from perm_ray.config.schema import JudgesConfig, RewardConfig
+from perm_ray.config.judges import JudgesConfig
+from perm_ray.config.training import RewardConfig
 from perm_ray.errors import DataError
 from perm_ray.evaluation.items import make_scenario
 from perm_ray.evaluation.rows import Problems, Row, json_rows

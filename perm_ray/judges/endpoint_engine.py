@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from perm_ray.config.schema import JudgeEndpointConfig
+from perm_ray.config.judges import JudgeEndpointConfig
 from perm_ray.engine.endpoint import Endpoint, EndpointReply
 from perm_ray.engine.endpoint_errors import EndpointError
 from perm_ray.perspectives.asking import (

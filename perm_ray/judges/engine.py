@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from perm_ray.config.schema import EngineConfig
+from perm_ray.config.engines import EngineConfig
 from perm_ray.data.prompts import ChatRenderer
 from perm_ray.engine.vllm_engine import Generation, GenerationRequest, VLLMEngine, check_prompt_fits
 from perm_ray.errors import ModelError, RunError

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from perm_ray.config.schema import JudgePoolConfig
+from perm_ray.config.judges import JudgePoolConfig
 from perm_ray.perspectives import modes
 from perm_ray.perspectives.asking import Answer, Ask, EngineReply
 from perm_ray.perspectives.guard import make_fence

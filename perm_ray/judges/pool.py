@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from perm_ray.config.schema import JudgePoolConfig, JudgesConfig
+from perm_ray.config.judges import JudgePoolConfig, JudgesConfig
 from perm_ray.engine.vllm_engine import engine_env
 from perm_ray.judges.actor import JudgeActor
 from perm_ray.judges.endpoint_engine import JudgeEndpoint

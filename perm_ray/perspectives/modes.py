@@ -21,7 +21,7 @@ from dataclasses import replace
 from statistics import fmean, pstdev
 from typing import TypeVar
 
-from perm_ray.config.schema import ScoringConfig
+from perm_ray.config.judges import ScoringConfig
 from perm_ray.perspectives.asking import (
     Answer,
     Ask,

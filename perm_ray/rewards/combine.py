@@ -19,7 +19,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Literal, Protocol
 
-from perm_ray.config.schema import RewardConfig
+from perm_ray.config.training import RewardConfig
 from perm_ray.errors import ConfigError
 from perm_ray.rewards.score_map import ScoreMap
 from perm_ray.types import Judgment, Reward, Status

@@ -21,7 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
-from perm_ray.config.schema import JudgesConfig
+from perm_ray.config.judges import JudgesConfig
 from perm_ray.errors import ConfigError
 
 KIND = "perm_ray score map"

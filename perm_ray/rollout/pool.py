@@ -16,7 +16,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from perm_ray.config.schema import EngineConfig, RolloutConfig
+from perm_ray.config.engines import EngineConfig
+from perm_ray.config.schema import RolloutConfig
 from perm_ray.engine.vllm_engine import engine_env
 from perm_ray.errors import ActorFailedError, ActorTimeoutError
 from perm_ray.remote import explain, wait_all

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from perm_ray.config.schema import AmbiguityConfig
+from perm_ray.config.judges import AmbiguityConfig
 from perm_ray.perspectives.perspective import Perspective
 from perm_ray.types import Judgment, Rollout, Status
 

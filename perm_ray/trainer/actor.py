@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 
-from perm_ray.config.schema import TrainerConfig
+from perm_ray.config.training import TrainerConfig
 from perm_ray.errors import RunError
 from perm_ray.files import FileDigest
 from perm_ray.trainer.batching import RankBatch

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from perm_ray.config.schema import TrainerConfig
+from perm_ray.config.training import TrainerConfig
 from perm_ray.rendezvous import join_store
 from perm_ray.trainer.schedule import lr_factor
 

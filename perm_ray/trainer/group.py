@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from perm_ray.config.schema import TrainerConfig
+from perm_ray.config.training import TrainerConfig
 from perm_ray.errors import (
     ActorFailedError,
     ActorTimeoutError,

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from perm_ray.config.schema import TrainerConfig
+from perm_ray.config.training import TrainerConfig
 from perm_ray.errors import NotFiniteError
 from perm_ray.trainer import engine as ds
 from perm_ray.trainer.batching import MicroBatch, RankBatch, Totals

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from perm_ray.config.schema import LimitsConfig
+from perm_ray.config.training import LimitsConfig
 
 
 def exceeded(metrics: Mapping[str, float], limits: LimitsConfig) -> list[str]:

@@ -19,7 +19,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
-from perm_ray.config.schema import LoraConfig
+from perm_ray.config.training import LoraConfig
 from perm_ray.errors import ModelError
 
 _NAME = "default"  # peft's, of the one adapter there is

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from perm_ray.config.schema import ObjectiveConfig
+from perm_ray.config.training import ObjectiveConfig
 from perm_ray.trainer import loss as terms
 from perm_ray.trainer.batching import Totals
 from perm_ray.trainer.metrics import StepSums

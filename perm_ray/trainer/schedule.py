@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from perm_ray.config.schema import TrainerConfig
+from perm_ray.config.training import TrainerConfig
 
 
 def lr_factor(config: TrainerConfig, total_steps: int) -> Callable[[int], float]:

@@ -13,7 +13,8 @@ from dataclasses import replace
 from statistics import median
 from typing import TYPE_CHECKING
 
-from perm_ray.config.schema import Config, JudgePoolConfig, JudgesConfig
+from perm_ray.config.judges import JudgePoolConfig, JudgesConfig
+from perm_ray.config.schema import Config
 from perm_ray.judges.load import load_metrics
 from perm_ray.types import NO_TOKENS, JudgeItem, Scenario, Sections, Status
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from perm_ray.config.schema import Config, EngineConfig, RolloutConfig
+from perm_ray.config.engines import EngineConfig
+from perm_ray.config.schema import Config, RolloutConfig
 
 DESCRIPTION = "Rollout pool against bare vLLM, tokens per second"
 CONFIG = "local.yaml"

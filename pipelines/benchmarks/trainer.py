@@ -18,7 +18,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from perm_ray.config.schema import Config, LoraConfig, ObjectiveConfig, TrainerConfig
+from perm_ray.config.schema import Config
+from perm_ray.config.training import LoraConfig, ObjectiveConfig, TrainerConfig
 from perm_ray.trainer.batching import MicroBatch, TrainSequence, plan_step
 
 DESCRIPTION = "The trainer, against a bare torch loop and by setting"

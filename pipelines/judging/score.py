@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perm_ray.config.load import load_config
-from perm_ray.config.schema import RewardConfig
+from perm_ray.config.training import RewardConfig
 from perm_ray.errors import DataError, JudgeFailureRateError
 from perm_ray.placement import authenticate
 from pipelines import CONFIGS

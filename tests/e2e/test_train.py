@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from perm_ray.config.schema import BUILTIN_MODEL
+from perm_ray.config.engines import BUILTIN_MODEL
 from perm_ray.testing.tiny_model import write_tiny_model
 
 PERSPECTIVES = ("resonation", "expression", "reception", "bystander")

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from perm_ray.config.schema import LoraConfig, ObjectiveConfig, TrainerConfig
+from perm_ray.config.training import LoraConfig, ObjectiveConfig, TrainerConfig
 from perm_ray.errors import ModelError
 from perm_ray.testing.tiny_model import VOCABULARY
 from perm_ray.trainer.actor import TrainerRank

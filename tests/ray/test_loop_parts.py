@@ -11,17 +11,10 @@ from typing import Any
 import pytest
 import ray
 
-from perm_ray.config.schema import (
-    EngineConfig,
-    JudgeEngineConfig,
-    JudgePoolConfig,
-    JudgesConfig,
-    LoraConfig,
-    RolloutConfig,
-    ScoringConfig,
-    SyncConfig,
-    TrainerConfig,
-)
+from perm_ray.config.engines import EngineConfig
+from perm_ray.config.judges import JudgeEngineConfig, JudgePoolConfig, JudgesConfig, ScoringConfig
+from perm_ray.config.schema import RolloutConfig
+from perm_ray.config.training import LoraConfig, SyncConfig, TrainerConfig
 from perm_ray.data.prompts import ChatRenderer, build_prompts, load_template, split_sections
 from perm_ray.data.scenarios import load_scenarios
 from perm_ray.judges.panel import JudgePanel, PanelReport

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from perm_ray.collect import Collector
-from perm_ray.config.schema import RewardConfig, TrainerConfig
+from perm_ray.config.training import RewardConfig, TrainerConfig
 from perm_ray.driver import train_sequences
 from perm_ray.judges.judge import JudgeTask
 from perm_ray.perspectives.registry import PERSPECTIVES, build_perspective

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from perm_ray.config.schema import ObjectiveConfig, TrainerConfig
+from perm_ray.config.training import ObjectiveConfig, TrainerConfig
 from perm_ray.testing.tiny_model import VOCABULARY
 from perm_ray.trainer.actor import TrainerRank
 from perm_ray.trainer.batching import MicroBatch, Totals, TrainSequence, plan_step

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from perm_ray.config.schema import LoraConfig, ObjectiveConfig, TrainerConfig
+from perm_ray.config.training import LoraConfig, ObjectiveConfig, TrainerConfig
 from perm_ray.files import file_digest
 from perm_ray.testing.tiny_model import VOCABULARY
 from perm_ray.trainer.batching import TrainSequence

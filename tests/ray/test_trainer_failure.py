@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from perm_ray.checkpoint import Checkpoints
-from perm_ray.config.schema import CheckpointConfig, Config, TrainerConfig
+from perm_ray.config.schema import CheckpointConfig, Config
+from perm_ray.config.training import TrainerConfig
 from perm_ray.errors import ActorTimeoutError, NotFiniteError, RunError
 from perm_ray.replay import FailedStep
 from perm_ray.run_state import RunState

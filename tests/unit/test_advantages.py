@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perm_ray.config.schema import RewardConfig
+from perm_ray.config.training import RewardConfig
 from perm_ray.rewards.advantages import EPSILON, advantages_of, composed_advantages, reward_advantages
 from perm_ray.types import Reward
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from perm_ray.collect import Collected, Collector
-from perm_ray.config.schema import RewardConfig
+from perm_ray.config.training import RewardConfig
 from perm_ray.driver import train_sequences
 from perm_ray.errors import NotFiniteError
 from perm_ray.judges.judge import JudgeTask

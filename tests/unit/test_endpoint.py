@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from perm_ray.config.schema import JudgeEndpointConfig, JudgePoolConfig, JudgesConfig, ScoringConfig
+from perm_ray.config.judges import JudgeEndpointConfig, JudgePoolConfig, JudgesConfig, ScoringConfig
 from perm_ray.engine.endpoint import Endpoint, EndpointReply
 from perm_ray.engine.endpoint_errors import Cause, EndpointError, retry_after_s
 from perm_ray.errors import ConfigError

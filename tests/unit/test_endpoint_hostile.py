@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perm_ray.config.schema import JudgeEndpointConfig
+from perm_ray.config.judges import JudgeEndpointConfig
 from perm_ray.engine.endpoint import Endpoint, EndpointReply
 from perm_ray.engine.endpoint_errors import Cause, EndpointError
 from perm_ray.errors import ConfigError

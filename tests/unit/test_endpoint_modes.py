@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from perm_ray.config.schema import JudgeEndpointConfig, JudgePoolConfig, ScoringConfig
+from perm_ray.config.judges import JudgeEndpointConfig, JudgePoolConfig, ScoringConfig
 from perm_ray.judges.endpoint_engine import JudgeEndpoint
 from perm_ray.judges.judge import Judge, JudgeTask
 from perm_ray.perspectives.asking import Ask, EngineReply

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from perm_ray.config.schema import JudgePoolConfig, ScoringConfig
+from perm_ray.config.judges import JudgePoolConfig, ScoringConfig
 from perm_ray.judges.judge import Judge, JudgeTask, NoReplyError
 from perm_ray.perspectives.asking import (
     Answer,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from perm_ray.config.schema import ObjectiveConfig
+from perm_ray.config.training import ObjectiveConfig
 from perm_ray.trainer.batching import Totals
 from perm_ray.trainer.loss import (
     cispo_surrogate,

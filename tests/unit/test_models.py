@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from perm_ray.config.schema import BUILTIN_MODEL
+from perm_ray.config.engines import BUILTIN_MODEL
 from perm_ray.engine.models import cache_dir, check_context, resolve_model
 from perm_ray.errors import ModelError
 from perm_ray.testing.fakes import write_fake_model

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from perm_ray.config.schema import ScoringConfig
+from perm_ray.config.judges import ScoringConfig
 from perm_ray.perspectives import modes
 from perm_ray.perspectives.asking import (
     Answer,

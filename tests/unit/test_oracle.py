@@ -24,7 +24,7 @@ from torch import Tensor
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import nanstd
 
-from perm_ray.config.schema import ObjectiveConfig
+from perm_ray.config.training import ObjectiveConfig
 from perm_ray.rewards.advantages import composed_advantages, reward_advantages
 from perm_ray.trainer.batching import Totals
 from perm_ray.trainer.objective import TokenBatch, objective

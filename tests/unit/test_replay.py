@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from perm_ray.config.schema import LimitsConfig
+from perm_ray.config.training import LimitsConfig
 from perm_ray.errors import CheckpointError, ConfigError
 from perm_ray.replay import FailedStep
 from perm_ray.tracking.run_directory import RunDirectory

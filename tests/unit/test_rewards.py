@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perm_ray.config.schema import RewardConfig
+from perm_ray.config.training import RewardConfig
 from perm_ray.errors import ConfigError
 from perm_ray.perspectives.perspective import Scale
 from perm_ray.perspectives.registry import PERSPECTIVES, build_perspective

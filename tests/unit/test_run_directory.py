@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from perm_ray.config.schema import AmbiguityConfig, RunConfig
+from perm_ray.config.judges import AmbiguityConfig
+from perm_ray.config.schema import RunConfig
 from perm_ray.errors import CheckpointError, ConfigError, DataError
 from perm_ray.files import write_json_atomic, write_text_atomic
 from perm_ray.tracking.ambiguous import AmbiguityRule

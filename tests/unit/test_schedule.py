@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from perm_ray.config.schema import LoraConfig, ObjectiveConfig, TrainerConfig
+from perm_ray.config.training import LoraConfig, ObjectiveConfig, TrainerConfig
 from perm_ray.errors import ConfigError
 from perm_ray.trainer.schedule import lr_factor
 

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perm_ray.config.schema import Config, RewardConfig, ScoringConfig
+from perm_ray.config.judges import ScoringConfig
+from perm_ray.config.schema import Config
+from perm_ray.config.training import RewardConfig
 from perm_ray.errors import ConfigError
 from perm_ray.files import write_json_atomic
 from perm_ray.perspectives.registry import PERSPECTIVES, build_perspective

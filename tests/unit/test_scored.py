@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from perm_ray.config.schema import Config, JudgePoolConfig, RewardConfig, ScoringConfig
+from perm_ray.config.judges import JudgePoolConfig, ScoringConfig
+from perm_ray.config.schema import Config
+from perm_ray.config.training import RewardConfig
 from perm_ray.errors import DataError, JudgeFailureRateError
 from perm_ray.evaluation.agreement import Bootstrap, agreement
 from perm_ray.evaluation.comparison import compare_scored

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from perm_ray.config.schema import AmbiguityConfig
+from perm_ray.config.judges import AmbiguityConfig
 from perm_ray.perspectives.registry import PERSPECTIVES, build_perspective
 from perm_ray.testing.fakes import fake_completion, fake_prompt
 from perm_ray.tracking.ambiguous import AmbiguityRule, relative_entropy
