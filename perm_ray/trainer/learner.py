@@ -53,9 +53,7 @@ class Learner:
         if config.lora.rank > 0:
             add_adapter(self._policy, config.lora, rank)
         self._engine = ds.build_engine(config, self._policy, total_steps * config.objective.updates)
-        self._average = (
-            WeightAverage(self._policy, config.ema_decay, rank) if config.ema_decay > 0 else None
-        )
+        self._average = WeightAverage(self._policy, config.ema_decay, rank) if config.ema_decay > 0 else None
         self.state = RankState(self._engine, rank, config.num_ranks, self._average)
         self._reference = None
         if config.objective.kl_coef > 0 and config.lora.rank > 0:
