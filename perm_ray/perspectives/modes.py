@@ -48,7 +48,7 @@ from perm_ray.types import Message
 
 Steps = Generator[Sequence[Ask], Sequence[Answer], Reading]
 
-NUMBER_TOKENS = 8  # room for one number, or for one criterion's line of an answer
+FORM_TOKENS = 8  # what an answer in words may have around its lines
 _REASON = "Reason: "
 _REASON_REGEX = r"[^\n]{12,}"  # one line; where it ends is the judge's choice or the token limit's
 _A = TypeVar("_A", ValueAnswer, TextAnswer)
@@ -118,8 +118,14 @@ def written(question: Question, scoring: ScoringConfig, seed: int) -> Steps:
 
 def answer_tokens(question: Question, scoring: ScoringConfig) -> int:
     """Room that the judge's turn needs after the question's opening, at most."""
-    reason = scoring.max_reason_tokens + NUMBER_TOKENS if scoring.mode == "reasoned" else 0
-    return reason + NUMBER_TOKENS * max(1, len(question.criteria))
+    reason = scoring.max_reason_tokens + FORM_TOKENS if scoring.mode == "reasoned" else 0
+    return reason + _longest_answer(question, criteria_lines(question.criteria))
+
+
+def _longest_answer(question: Question, labels: Sequence[str]) -> int:
+    """A bound on the tokens of the numbers and their labels: a token is a character at least."""
+    number = len(str(question.scale.high)) + 1  # and the end of its line
+    return sum(len(label) + number for label in labels or [""])
 
 
 # ---- asks ------------------------------------------------------------------------------------
@@ -134,10 +140,12 @@ def value_asks(question: Question, opening: str) -> list[ValueAsk]:
 def _number_ask(question: Question) -> TextAsk:
     """Have the numbers written after the opening, under a regular expression."""
     if not question.criteria:
-        return TextAsk(question.messages, question.opening, NUMBER_TOKENS, number_regex(question.scale))
-    prefix = question.opening + criteria_lines(question.criteria)[0]
+        room = _longest_answer(question, [])
+        return TextAsk(question.messages, question.opening, room, number_regex(question.scale))
+    labels = criteria_lines(question.criteria)
+    room = _longest_answer(question, labels)
     regex = criteria_regex(question.criteria, question.scale)
-    return TextAsk(question.messages, prefix, NUMBER_TOKENS * len(question.criteria), regex)
+    return TextAsk(question.messages, question.opening + labels[0], room, regex)
 
 
 def _chat_ask(question: Question, scoring: ScoringConfig, with_reason: bool) -> TextAsk:
@@ -155,7 +163,9 @@ def _chat_ask(question: Question, scoring: ScoringConfig, with_reason: bool) -> 
     return TextAsk(
         messages,
         prefix="",
-        max_tokens=NUMBER_TOKENS * len(labels) + (scoring.max_reason_tokens if with_reason else 0),
+        max_tokens=_longest_answer(question, labels)
+        + FORM_TOKENS
+        + (scoring.max_reason_tokens if with_reason else 0),
         regex="\n".join([f"{_REASON}[^\n]+", *lines] if with_reason else lines),
         json_schema=_json_schema(question, with_reason),
         temperature=scoring.temperature,
