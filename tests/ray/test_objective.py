@@ -169,7 +169,8 @@ def test_ranks_and_updates_change_nothing_about_an_objective(
     assert weights.keys() == expected.keys()
     moved = load_file(tiny_model / "model.safetensors")
     assert max(float((weights[key] - moved[key].float()).abs().max()) for key in weights) > CONFIG.lr
-    assert max(float((weights[key] - expected[key]).abs().max()) for key in weights) < 5e-5
+    # A tenth of one update: AdamW makes a share of lr out of the rounding of a gradient that is nearly zero.
+    assert max(float((weights[key] - expected[key]).abs().max()) for key in weights) < CONFIG.lr / 10
     if name == "dapo":
         a_step_that_has_begun_to_update_is_finished(group, config, sequences)
 
