@@ -78,22 +78,27 @@ def differences(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
 @pytest.mark.parametrize(
     ("changes", "other_ranks", "rounding"),
     [
-        ({"zero_stage": 0}, None, 0.0),
-        ({"zero_stage": 0, "lora": LORA}, None, 0.0),
+        ({"zero_stage": 0}, None, (0.0, 0.0)),
+        ({"zero_stage": 0, "lora": LORA}, None, (0.0, 0.0)),
         # Found: 1.9e-4 of weights that moved by 2e-3, more than rounding explains. The gradients agree (the
         # metrics do, and the head's own gradient is exact), so AdamW is suspected; not understood yet.
-        ({"zero_stage": 3, "num_ranks": 2}, 1, 5e-4),
-        ({"zero_stage": 3, "num_ranks": 2, "lora": LORA}, None, 0.0),
+        ({"zero_stage": 3, "num_ranks": 2}, 1, (1e-5, 5e-4)),
+        ({"zero_stage": 3, "num_ranks": 2, "lora": LORA}, None, (0.0, 0.0)),
         # One step of bfloat16 at 1.0 is 8e-3.
-        ({"zero_stage": 2, "dtype": "bfloat16"}, 2, 4e-3),
-        ({"zero_stage": 2, "dtype": "bfloat16", "lora": LORA}, None, 0.0),
+        ({"zero_stage": 2, "dtype": "bfloat16"}, 2, (4e-3, 4e-3)),
+        ({"zero_stage": 2, "dtype": "bfloat16", "lora": LORA}, None, (0.0, 0.0)),
     ],
     ids=["zero0", "zero0-lora", "zero3-2ranks", "zero3-2ranks-lora", "zero2-bfloat16", "zero2-bfloat16-lora"],
 )
 def test_k_steps_a_kill_and_the_rest_are_all_steps(
-    start: Start, tmp_path: Path, changes: dict[str, object], other_ranks: int | None, rounding: float
+    start: Start,
+    tmp_path: Path,
+    changes: dict[str, object],
+    other_ranks: int | None,
+    rounding: tuple[float, float],
 ) -> None:
-    """Bitwise with as many ranks; with another number, within rounding."""
+    """Bitwise with as many ranks; with another number, metrics and weights within `rounding`."""
+    of_metrics, of_weights = rounding
     whole = start(**changes)
     metrics = [whole.train_step(step, batch(step)) for step in range(2)]
     written = whole.save(tmp_path / "checkpoint")
@@ -115,6 +120,6 @@ def test_k_steps_a_kill_and_the_rest_are_all_steps(
         resharded.load(tmp_path / "checkpoint")
         for step in range(2, STEPS):
             report = resharded.train_step(step, batch(step))
-            assert report == pytest.approx(metrics[step], rel=1e-4 + 5 * rounding, abs=1e-6 + rounding)
-        assert differences(expected, weights(resharded, tmp_path / "other")) <= rounding
+            assert report == pytest.approx(metrics[step], rel=1e-4 + 5 * of_metrics, abs=1e-6 + of_metrics)
+        assert differences(expected, weights(resharded, tmp_path / "other")) <= of_weights
         assert not (tmp_path / "resharded").exists()  # what the ranks passed it on by
