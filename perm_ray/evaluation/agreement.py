@@ -3,7 +3,7 @@
     kappa      Cohen's kappa with quadratic weights (scikit-learn), on whole levels of the scale
     spearman   Spearman's rank correlation (scipy), on the values as they are
     kendall    Kendall's tau-b (scipy), on the values as they are
-    alpha      Krippendorff's alpha with the ordinal metric (krippendorff), on whole levels
+    alpha      Krippendorff's alpha with the ordinal metric, on whole levels
 
 Values that are no whole levels (a judge's expectation, the mean of several people) are rounded, halves
 up, for kappa and alpha. All values of one call are on one scale: `on_scale` puts them there. Missing
@@ -255,10 +255,8 @@ def _kendall(x: Array, y: Array) -> float:
 
 
 def _alpha(ratings: Array) -> float:
-    """Of ratings in whole levels, shape (items, raters)."""
-    import krippendorff
-
-    return float(krippendorff.alpha(reliability_data=ratings.T, level_of_measurement="ordinal"))
+    """Of ratings in whole levels, shape (items, raters): every item counted once."""
+    return float(resampling.ordinal_alpha(np.ones((1, len(ratings))), ratings)[0])
 
 
 _VALUE: Mapping[str, Callable[[Array, Array], float]] = {

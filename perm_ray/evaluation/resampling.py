@@ -1,6 +1,6 @@
 """Agreement figures of many resamples at once, for bootstrap intervals. Pure NumPy.
 
-`agreement.py` takes each figure itself from scikit-learn, scipy or krippendorff. A thousand resamples
+`agreement.py` takes kappa and the correlations themselves from scikit-learn and scipy. A thousand resamples
 through those would take minutes; a resample differs from the data only in how often each item counts,
 so here every figure is a function of counts, for all resamples together. A test holds each resample's
 figure equal to the libraries'.
