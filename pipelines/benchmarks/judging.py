@@ -6,6 +6,7 @@ judgment costs so much more that only 2 of them are judged, and once: compare th
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ DESCRIPTION = "Judging: 64 completions from four perspectives"
 CONFIG = "local.yaml"
 MODES = ("expected", "reasoned", "sampled")
 NUM_SCENARIOS, NUM_COMPLETIONS, FEW = 16, 4, 2
-ROUNDS = {"expected": 3, "reasoned": 1, "sampled": 1}  # the last two take minutes
+ROUNDS = {"expected": 2, "reasoned": 1, "sampled": 1}  # the last two take minutes
 
 Figures = dict[str, float | list[float]]
 
@@ -40,9 +41,8 @@ def measure(config: Config) -> Figures:
     config = replace(config, run=replace(config.run, deterministic=False))
     items = _completions(config)
     figures: Figures = {"completions": float(len(items))}
-    for num_engines in (1, 4):
-        for cache in (True, False):
-            figures |= _settings(config, items if cache else items[:FEW], num_engines, cache)
+    for cache, num_engines in itertools.product((True, False), (4, 1)):
+        figures |= _settings(config, items if cache else items[:FEW], num_engines, cache)
     figures["cache_hit_share"] = figures["expected, 4 engines: cache_hit_share"]
     figures["pools_busy_together"] = figures["expected, 4 engines: pools_busy_together"]
     for mode in MODES:
@@ -109,7 +109,8 @@ def _settings(config: Config, items: Sequence[JudgeItem], num_engines: int, cach
             name = f"{mode}, {num_engines} engine{'s' if num_engines > 1 else ''}"
             name += "" if cache else ", no cache"
             figures |= {f"{name}: {what}": median(r[what] for r in rounds) for what in rounds[0]}
-            print(f"{name}: {figures[f'{name}: seconds']:.1f} s", file=sys.stderr, flush=True)
+            shown = ", ".join(f"{what} {median(r[what] for r in rounds):.3g}" for what in rounds[0])
+            print(f"{name}: {shown}", file=sys.stderr, flush=True)
             figures[f"{name}: seconds, rounds"] = [r["seconds"] for r in rounds]
     return figures
 
