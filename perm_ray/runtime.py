@@ -217,7 +217,10 @@ def _start(
         collector=Collector(rollouts, judges.panel, plan.perspectives, config.rewards, plan.score_maps),
         session=JudgeSession(plan.perspectives, judges),
         probes=ProbeWatch(
-            config.evaluation.probes, load_probes(), plan.perspectives, directory.first_probes()
+            config.evaluation.probes,
+            load_probes() if config.evaluation.probes.every else (),
+            plan.perspectives,
+            directory.first_probes(),
         ),
         trainer=trainer,
         weight_sync=weight_sync,

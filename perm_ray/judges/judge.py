@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from perm_ray.config.judges import JudgePoolConfig
+from perm_ray.judges.load import Interval
 from perm_ray.perspectives import modes
 from perm_ray.perspectives.asking import Answer, Ask, EngineReply
 from perm_ray.perspectives.guard import make_fence
@@ -22,7 +23,6 @@ from perm_ray.perspectives.scoring import Reading, ScoreError
 from perm_ray.types import NO_TOKENS, Judgment, Scenario, Status, TokenUsage
 
 ItemKey = tuple[str, int]  # a completion: its scenario and index; an item of a file: its id and 0
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)

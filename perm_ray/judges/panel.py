@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from perm_ray.judges.judge import Interval, ItemKey, JudgeReply, JudgeTask
-from perm_ray.judges.load import CallRecord, PoolLoad
+from perm_ray.judges.judge import ItemKey, JudgeReply, JudgeTask
+from perm_ray.judges.load import CallRecord, Interval, PoolLoad
 from perm_ray.judges.pool import JudgePool
 from perm_ray.perspectives.perspective import Perspective
 from perm_ray.remote import explain
