@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ from perm_ray.perspectives import modes
 from perm_ray.perspectives.guard import make_fence
 from perm_ray.perspectives.perspective import Perspective
 from perm_ray.perspectives.registry import build_perspective
-from perm_ray.placement import await_resources, check_local_resources, judge_demands, start_ray, stop_ray
+from perm_ray.placement import Places, check_local_resources, judge_demands, judge_role, reserve
+from perm_ray.ray_session import start_ray, stop_ray
 from perm_ray.remote import wait_all
 from perm_ray.signals import StopSignals
 from perm_ray.types import JudgeItem, Judgment, Scenario
@@ -103,9 +105,11 @@ def start_judges(
     folders: Mapping[str, Path],
     seed: int,
     deterministic: bool,
+    places: Places,
 ) -> Judges:
     """Create every engine and judge; returns at once (see `Judges.starting`)."""
-    engines = JudgeEnginePool(judges, folders, seed, deterministic)
+    scheduling = {name: places.of(judge_role(name), e.replicas) for name, e in judges.engines.items()}
+    engines = JudgeEnginePool(judges, folders, seed, deterministic, scheduling)
     pools = {name: JudgePool(perspectives[name], pool, judges, seed) for name, pool in judges.pools.items()}
     return Judges(judges, engines, JudgePanel(pools, perspectives, deterministic))
 
@@ -142,9 +146,9 @@ def judging(config: Config) -> Iterator[JudgeSession]:
         try:
             start_ray(config.ray, rows)
             stop.take_back()
-            await_resources(config.ray, rows)
+            places = reserve(config.ray, rows, _say)
             seed, deterministic = config.run.seed, config.run.deterministic
-            judges = start_judges(config.judges, perspectives, folders, seed, deterministic)
+            judges = start_judges(config.judges, perspectives, folders, seed, deterministic, places)
             wait_all(judges.starting(), timeout_s=judges.start_timeout_s, doing="starting")
             yield JudgeSession(perspectives, judges)
         except SystemError:  # what Ray makes of an exception that a signal raises while it waits
@@ -152,3 +156,7 @@ def judging(config: Config) -> Iterator[JudgeSession]:
             raise
         finally:
             stop_ray()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,51 +1,71 @@
-"""Which resources a run takes, and the Ray session that provides them.
+"""Which resources a run takes, and the placement groups that hold them.
 
-`demands` is plain arithmetic over the configuration (what `--dry-run` prints); `start_ray` starts a
-private cluster of that size on this machine or joins the one at `ray.address`.
+`demands` is plain arithmetic over the configuration (what `--dry-run` prints). `reserve` asks Ray for a
+place for every actor before any starts, waits with a bound, and says meanwhile what is missing. A pool's
+replicas are spread over nodes and each engine has one node to itself, however many GPUs it spans;
+trainer ranks are kept together.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-import os
-import secrets
-import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from perm_ray.config.judges import JudgesConfig
 from perm_ray.config.schema import Config, RayConfig
 from perm_ray.errors import ConfigError, RunError
 
+ROLLOUT, TRAINER = "rollout engine", "trainer rank"
+SAY_EVERY_S = 10.0  # while resources are waited for
+
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """`count` actors of one role, each with so many CPUs and GPUs."""
+    """`count` actors of one role, each with so many CPUs, GPUs and custom resources.
+
+    `together` says how Ray is to place them: ranks pack, replicas spread.
+    """
 
     role: str
     count: int
     num_cpus: float
     num_gpus: float
     model: str = ""
+    resources: Mapping[str, float] = field(default_factory=dict)
+    together: bool = False
+
+    @property
+    def each(self) -> dict[str, float]:
+        """What one actor takes, by Ray's names; nothing for an actor that only waits for others."""
+        found = {"CPU": self.num_cpus, "GPU": self.num_gpus, **self.resources}
+        return {name: amount for name, amount in found.items() if amount > 0}
+
+
+def judge_role(engine: str) -> str:
+    """The role of a judge engine, by its name in `judges.engines`."""
+    return f"judge engine {engine}"
 
 
 def demands(config: Config) -> tuple[Demand, ...]:
     """What each pool of the run takes."""
-    engine, trainer = config.rollout.engine, config.trainer
+    engine, trainer, model = config.rollout.engine, config.trainer, config.policy.model
     return (
-        Demand("rollout engine", engine.replicas, engine.num_cpus, engine.num_gpus, config.policy.model),
+        Demand(ROLLOUT, engine.replicas, engine.num_cpus, engine.num_gpus, model, engine.resources),
         *judge_demands(config.judges),
-        Demand("trainer rank", trainer.num_ranks, trainer.num_cpus, trainer.num_gpus, config.policy.model),
+        Demand(
+            TRAINER, trainer.num_ranks, trainer.num_cpus, trainer.num_gpus, model, trainer.resources, True
+        ),
     )
 
 
 def judge_demands(judges: JudgesConfig) -> tuple[Demand, ...]:
     """What the judges take."""
     engines = [
-        Demand(f"judge engine {name}", engine.replicas, engine.num_cpus, engine.num_gpus, engine.model)
-        for name, engine in judges.engines.items()
+        Demand(judge_role(name), e.replicas, e.num_cpus, e.num_gpus, e.model, e.resources)
+        for name, e in judges.engines.items()
     ]
     engines += [
         Demand(f"judge endpoint {name}", 1, 0.0, 0.0, e.model) for name, e in judges.endpoints.items()
@@ -57,94 +77,139 @@ def judge_demands(judges: JudgesConfig) -> tuple[Demand, ...]:
     return (*engines, *pools)
 
 
-def total(rows: Sequence[Demand]) -> tuple[float, float]:
-    """`(CPUs, GPUs)` of all rows together."""
-    return sum(row.count * row.num_cpus for row in rows), sum(row.count * row.num_gpus for row in rows)
-
-
-def authenticate(address: str | None) -> None:
-    """Turn Ray's token authentication on; call it before anything imports Ray, which reads it then.
-
-    A private cluster (`address` None) gets a token of its own that nobody else knows, and its processes
-    listen on loopback only. For an existing one the user's token applies, and `RAY_AUTH_MODE` when set.
-    """
-    if address is not None:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        return
-    if "ray" not in sys.modules:
-        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
-    elif os.environ.get("RAY_AUTH_MODE") != "token" or "RAY_AUTH_TOKEN" not in os.environ:
-        raise RunError("Ray was imported before its token authentication was set: call authenticate() first.")
-    # Ray takes the machine's outward address, even when told otherwise, unless there can be no other node.
-    os.environ.update(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", GLOO_SOCKET_IFNAME="lo")
-
-
-def start_ray(config: RayConfig, rows: Sequence[Demand]) -> None:
-    """Start a private cluster (`ray.address: null`) for what `rows` ask, or join one.
-
-    A private cluster listens on loopback only. Phases of the loop take turns, so it offers as many CPU
-    *slots* as the run's actors ask for, whatever the machine has.
-    """
-    authenticate(config.address)
-    import ray
-
-    if config.address is None:
-        cpus, gpus = total(rows)
-        ray.init(
-            address="local",  # whatever RAY_ADDRESS says
-            num_cpus=config.num_cpus or max(1, math.ceil(cpus)),
-            num_gpus=None if gpus else 0,
-            object_store_memory=int(config.object_store_gb * 2**30),
-            include_dashboard=False,
-            dashboard_host="127.0.0.1",
-            _node_ip_address="127.0.0.1",
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
-    else:
-        ray.init(address=config.address, log_to_driver=False, logging_level=logging.WARNING)
-
-
-def stop_ray() -> None:
-    """Leave the cluster: this run's actors end, and so does a private cluster."""
-    import ray
-
-    ray.shutdown()
-
-
-def await_resources(config: RayConfig, rows: Sequence[Demand]) -> None:
-    """Wait until the cluster has as much as `rows` take; say what is missing when it never does.
-
-    A private cluster has what it has: there the answer comes at once.
-    """
-    import ray
-
-    cpus, gpus = total(rows)
-    timeout_s = config.startup_timeout_s if config.address else 0.0
-    deadline = time.monotonic() + timeout_s
-    while True:
-        found = ray.cluster_resources()
-        lacking = [
-            f"{wanted:g} {kind}s (the cluster has {found.get(kind, 0):g})"
-            for kind, wanted in (("CPU", cpus), ("GPU", gpus))
-            if found.get(kind, 0) < wanted
-        ]
-        if not lacking:
-            return
-        if time.monotonic() > deadline:
-            raise RunError(
-                f"The run needs {' and '.join(lacking)}, waited {timeout_s:.0f} s: "
-                "add nodes, or lower replicas."
-            )
-        time.sleep(1.0)
+def total(rows: Sequence[Demand]) -> dict[str, float]:
+    """All rows together, by Ray's names of resources."""
+    sums: dict[str, float] = {}
+    for row in rows:
+        for name, amount in row.each.items():
+            sums[name] = sums.get(name, 0.0) + row.count * amount
+    return sums
 
 
 def check_local_resources(config: RayConfig, rows: Sequence[Demand]) -> None:
     """Refuse at once what a private cluster can never hold. Raises `ConfigError`."""
-    cpus, _ = total(rows)
+    cpus = total(rows).get("CPU", 0.0)
     offered = config.num_cpus
     if config.address is None and offered is not None and offered < cpus:
         raise ConfigError(
             f"ray.num_cpus must be at least {math.ceil(cpus)}, what the run's actors take together, "
             f"found {offered}: raise it or leave it null."
         )
+
+
+# ---- placement groups -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Places:
+    """A place for every actor: a Ray scheduling strategy for each replica or rank of a role."""
+
+    by_role: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+    def of(self, role: str, count: int) -> Sequence[Any]:
+        """The places of a role's `count` actors; Ray's own choice where nothing was reserved."""
+        return self.by_role.get(role, ["DEFAULT"] * count)
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """A placement group to be: bundle i holds actor i of every row."""
+
+    rows: Sequence[Demand]
+    strategy: str
+
+    @property
+    def bundles(self) -> list[dict[str, float]]:
+        return [
+            total([replace(row, count=1) for row in self.rows if i < row.count])
+            for i in range(max(row.count for row in self.rows))
+        ]
+
+
+def groups(config: RayConfig, rows: Sequence[Demand]) -> list[_Group]:
+    """One placement group a pool (`layout: separate`); or one for all, whose bundle i has replica i of every
+    pool, so that what takes turns shares a node (`colocated`)."""
+    placed = [row for row in rows if row.each]
+    if config.layout == "colocated" and placed:
+        return [_Group(placed, "PACK")]
+    return [_Group([row], "PACK" if row.together else "SPREAD") for row in placed]
+
+
+def reserve(config: RayConfig, rows: Sequence[Demand], say: Callable[[str], None]) -> Places:
+    """Reserve a place for every actor of `rows` in the cluster this process has joined.
+
+    Waits `ray.startup_timeout_s` at most, and says every 10 s what is missing; raises `RunError` with the
+    same words in the end. A private cluster has what it has: there the answer comes at once.
+    """
+    import ray
+    from ray.util.placement_group import placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    lacking = beyond(rows, ray.cluster_resources()) if config.address is None else ""
+    if lacking:
+        raise RunError(f"The run needs {lacking}: raise ray.num_cpus, or lower replicas.")
+    wanted = groups(config, rows)
+    reserved = [placement_group(group.bundles, strategy=group.strategy) for group in wanted]
+    _await(config, wanted, [place.ready() for place in reserved], say)
+    return Places(
+        {
+            row.role: [
+                PlacementGroupSchedulingStrategy(place, index, placement_group_capture_child_tasks=False)
+                for index in range(row.count)
+            ]
+            for group, place in zip(wanted, reserved, strict=True)
+            for row in group.rows
+        }
+    )
+
+
+def _await(
+    config: RayConfig, wanted: Sequence[_Group], ready: Sequence[Any], say: Callable[[str], None]
+) -> None:
+    import ray
+
+    began, waiting = time.monotonic(), list(ready)
+    while waiting:
+        left_s = config.startup_timeout_s - (time.monotonic() - began)
+        _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=max(0.0, min(SAY_EVERY_S, left_s)))
+        if not waiting:
+            return
+        unplaced = [g.rows for g, call in zip(wanted, ready, strict=True) if call in waiting]
+        rows = [row for rows in unplaced for row in rows]
+        lacking = beyond(rows, ray.available_resources()) or "nodes with room for " + ", ".join(
+            f"{row.count} x {row.role} ({_amounts(row.each)} each)" for row in rows
+        )
+        if left_s <= SAY_EVERY_S:
+            raise RunError(
+                f"The run needs {lacking}, waited {time.monotonic() - began:.0f} s "
+                "(ray.startup_timeout_s): add nodes, wait for others to finish, or lower replicas."
+            )
+        say(f"waiting for resources: {lacking}")
+
+
+def beyond(rows: Sequence[Demand], found: Mapping[str, float]) -> str:
+    """What `rows` take together beyond what was found in the cluster, in words; "" when the sums suffice."""
+    return " and ".join(
+        f"{_amounts({name: amount})} ({found.get(name, 0.0):g} found)"
+        for name, amount in total(rows).items()
+        if found.get(name, 0.0) < amount
+    )
+
+
+def unfit(rows: Sequence[Demand], nodes: Sequence[Mapping[str, float]]) -> str:
+    """What `rows` need that these nodes lack, in words: in sum, or for one actor on any single node."""
+    whole: dict[str, float] = {}
+    for node in nodes:
+        for name, amount in node.items():
+            whole[name] = whole.get(name, 0.0) + amount
+    homeless = [
+        f"a node with {_amounts(row.each)} for each {row.role}"
+        for row in rows
+        if not any(all(node.get(n, 0.0) >= amount for n, amount in row.each.items()) for node in nodes)
+    ]
+    return beyond(rows, whole) or " and ".join(homeless)
+
+
+def _amounts(resources: Mapping[str, float]) -> str:
+    units = {name: f"{name}s" if name in ("CPU", "GPU") else f"of {name!r}" for name in resources}
+    return ", ".join(f"{amount:g} {units[name]}" for name, amount in resources.items())

@@ -24,7 +24,7 @@ MAY_CHANGE = (
     *("run.name", "run.dir", "run.steps", "ray.*", "tracking.*", "checkpoint.*", "sync.*"),
     *("data.*", "prompt.template", "judges.pools.*.rubric", "evaluation.every"),
     *("*.timeout_s", "*_timeout_s", "judges.max_failure_rate", "judges.failure_window"),
-    *("*.replicas", "*.num_cpus", "*.num_gpus", "*.num_threads", "*.tensor_parallel_size"),
+    *("*.replicas", "*.num_cpus", "*.num_gpus", "*.num_threads", "*.resources.*", "*.tensor_parallel_size"),
     *("*.max_num_seqs", "*.kv_cache_gb", "*.gpu_memory_utilization", "*.enforce_eager"),
     *("*.prefix_caching", "judges.pools.*.max_queue", "judges.ambiguity.*", "evaluation.probes.*"),
     *(f"judges.endpoints.*.{key}" for key in ("base_url", "api_key_env", "max_*", "rpm", "tpm", "breaker_*")),

@@ -31,7 +31,8 @@ from perm_ray.judging import (
     start_judges,
 )
 from perm_ray.perspectives.perspective import Perspective
-from perm_ray.placement import await_resources, check_local_resources, demands, start_ray, stop_ray
+from perm_ray.placement import ROLLOUT, TRAINER, Places, check_local_resources, demands, reserve
+from perm_ray.ray_session import start_ray, stop_ray
 from perm_ray.remote import wait_all
 from perm_ray.rewards.combine import check_perspectives
 from perm_ray.rewards.score_map import ScoreMap, score_maps_for
@@ -186,20 +187,27 @@ def running(
         rows = demands(plan.config)
         start_ray(plan.config.ray, rows)
         stop.take_back()
-        await_resources(plan.config.ray, rows)
-        yield _start(plan, models, directory, tracker, progress)
+        places = reserve(plan.config.ray, rows, progress.note)
+        yield _start(plan, models, directory, tracker, progress, places)
     finally:
         stop_ray()
 
 
 def _start(
-    plan: RunPlan, models: Models, directory: RunDirectory, tracker: Tracker, progress: RunProgress
+    plan: RunPlan,
+    models: Models,
+    directory: RunDirectory,
+    tracker: Tracker,
+    progress: RunProgress,
+    places: Places,
 ) -> Runtime:
     config = plan.config
     seed, deterministic = config.run.seed, config.run.deterministic
-    rollouts = RolloutPool(config.rollout, models.policy, seed, deterministic)
-    judges = start_judges(config.judges, plan.perspectives, models.judges, seed, deterministic)
-    trainer = TrainerGroup(config.trainer, models.policy, seed, config.run.steps)
+    sampling = places.of(ROLLOUT, config.rollout.engine.replicas)
+    rollouts = RolloutPool(config.rollout, models.policy, seed, deterministic, sampling)
+    judges = start_judges(config.judges, plan.perspectives, models.judges, seed, deterministic, places)
+    training = places.of(TRAINER, config.trainer.num_ranks)
+    trainer = TrainerGroup(config.trainer, models.policy, seed, config.run.steps, training)
     trainer.start_async()
     progress.phase("starting engines and trainer")
     bound = max(judges.start_timeout_s, config.rollout.engine.start_timeout_s)

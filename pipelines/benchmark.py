@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from perm_ray.config.load import load_config
-from perm_ray.placement import authenticate
+from perm_ray.ray_session import authenticate
 from pipelines import CONFIGS
 
 NAMES = ("loop", "rollout", "judging", "learning", "checkpoint", "trainer")

@@ -14,6 +14,11 @@ from perm_ray.errors import Interrupted, PermRayError, UserError
 VERBS = {
     "train": "train a policy with PERM's reward",
     "judge": "judge texts without a policy: score, probe, calibrate, compare",
+    "submit": "run perm-ray train as a job of a Ray cluster",
+    "status": "the runs of a Ray cluster, or one of them",
+    "logs": "what a run in a Ray cluster has printed",
+    "stop": "checkpoint a run in a Ray cluster and end it",
+    "doctor": "look at the machine, the cluster and the services, with remedies",
     "benchmark": "measure on this machine: loop, rollout, judging, learning, checkpoint, trainer",
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from perm_ray.config.load import dump_config
 from perm_ray.placement import Demand, demands, total
@@ -43,7 +43,18 @@ def _arithmetic(plan: RunPlan) -> list[str]:
 def _resources(rows: Sequence[Demand]) -> list[str]:
     lines = [f"{'role':<28}{'actors':>7}{'CPUs each':>11}{'GPUs each':>11}  model"]
     lines += [
-        f"{row.role:<28}{row.count:>7}{row.num_cpus:>11g}{row.num_gpus:>11g}  {row.model}" for row in rows
+        f"{row.role:<28}{row.count:>7}{row.num_cpus:>11g}{row.num_gpus:>11g}  "
+        f"{row.model}{_own(row.resources)}"
+        for row in rows
     ]
-    cpus, gpus = total(rows)
-    return [*lines, f"{'together':<28}{sum(row.count for row in rows):>7}{cpus:>11g}{gpus:>11g}"]
+    sums = total(rows)
+    cpus, gpus = sums.pop("CPU", 0.0), sums.pop("GPU", 0.0)
+    return [
+        *lines,
+        f"{'together':<28}{sum(row.count for row in rows):>7}{cpus:>11g}{gpus:>11g}{_own(sums)}",
+    ]
+
+
+def _own(resources: Mapping[str, float]) -> str:
+    """The cluster's own resources, if any are asked for."""
+    return "".join(f"  {name} {amount:g}" for name, amount in resources.items())

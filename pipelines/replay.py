@@ -10,7 +10,8 @@ from pathlib import Path
 
 from perm_ray.checkpoint import Checkpoints
 from perm_ray.engine.models import resolve_model
-from perm_ray.placement import await_resources, demands, start_ray, stop_ray
+from perm_ray.placement import TRAINER, demands, reserve
+from perm_ray.ray_session import start_ray, stop_ray
 from perm_ray.replay import FailedStep
 from perm_ray.runtime import RunPlan
 from perm_ray.trainer.group import TrainerGroup
@@ -32,8 +33,8 @@ def replay(plan: RunPlan, file: Path) -> int:
     rows = demands(config)[-1:]  # the trainer
     start_ray(config.ray, rows)
     try:
-        await_resources(config.ray, rows)
-        trainer = TrainerGroup(config.trainer, model, config.run.seed, config.run.steps)
+        places = reserve(config.ray, rows, print).of(TRAINER, config.trainer.num_ranks)
+        trainer = TrainerGroup(config.trainer, model, config.run.seed, config.run.steps, places)
         trainer.start_async()
         trainer.wait_ready()
         if trainer_folder is not None:

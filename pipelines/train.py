@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 from perm_ray.config.load import dump_config, load_config
 from perm_ray.config.schema import Config
 from perm_ray.errors import CheckpointError, Interrupted, JudgeFailureRateError
-from perm_ray.placement import authenticate
+from perm_ray.ray_session import authenticate
 from pipelines import CONFIGS
 
 if TYPE_CHECKING:
@@ -135,6 +136,11 @@ def train_plan(plan: RunPlan, resume: Path | None) -> int:
     return 0
 
 
+def _mlflow_run(state: RunState) -> str | None:
+    """The MLflow run to go on with: a resumed run's own, or the one that `perm-ray submit` opened."""
+    return state.mlflow_run_id or os.environ.get("PERM_RAY_MLFLOW_RUN_ID")
+
+
 def _drive(
     plan: RunPlan,
     models: Models,
@@ -153,7 +159,7 @@ def _drive(
     from perm_ray.tracking.summary import print_summary, summarise
 
     console = Console()
-    tracker = open_tracker(plan.config, directory.name, directory.path, state.mlflow_run_id)
+    tracker = open_tracker(plan.config, directory.name, directory.path, _mlflow_run(state))
     status: EndState = "FAILED"
     summary_extra: dict[str, object] = {"run_directory": str(directory.path), "mlflow_uri": tracker.uri}
     started = time.monotonic()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from perm_ray.errors import ConfigError
 
 
@@ -26,3 +28,11 @@ def one_of(section: str, config: object, name: str, *choices: object) -> None:
     value = getattr(config, name)
     expected = "one of " + ", ".join(map(str, choices))
     require(value in choices, f"{section}.{name}", expected, value)
+
+
+def custom_resources(section: str, resources: Mapping[str, float]) -> None:
+    """Names of a cluster's own resources and how much of each an actor takes; CPUs and GPUs have keys."""
+    for name, amount in resources.items():
+        key = f"{section}.resources"
+        require(name not in ("CPU", "GPU", "memory"), key, "without CPU and GPU (num_cpus, num_gpus)", name)
+        require(amount > 0, f"{key}.{name}", "greater than 0", amount)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Optional
 
-from perm_ray.config.checks import at_least_zero, one_of, positive, require
+from perm_ray.config.checks import at_least_zero, custom_resources, one_of, positive, require
 
 BUILTIN_MODEL = "builtin:smollm2-135m-instruct"
 
@@ -26,12 +26,14 @@ class EngineConfig:
     gpu_memory_utilization: float = 0.85
     enforce_eager: bool = False
     start_timeout_s: float = 300.0
+    resources: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         positive("engine", self, "replicas", "tensor_parallel_size", "max_model_len")
         positive("engine", self, "max_num_seqs", "gpu_memory_utilization", "start_timeout_s")
         at_least_zero("engine", self, "num_cpus", "num_gpus")
         one_of("engine", self, "dtype", "bfloat16", "float16", "float32")
+        custom_resources("engine", self.resources)
         require(
             self.num_gpus > 0 or self.tensor_parallel_size == 1,
             "engine.tensor_parallel_size",

@@ -11,7 +11,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Optional
 
-from perm_ray.config.checks import at_least_zero, positive, require
+from perm_ray.config.checks import at_least_zero, one_of, positive, require
 from perm_ray.config.engines import BUILTIN_MODEL, EngineConfig
 from perm_ray.config.judges import JudgesConfig
 from perm_ray.config.training import RewardConfig, SyncConfig, TrainerConfig
@@ -42,9 +42,12 @@ class RayConfig:
     num_cpus: Optional[int] = None
     object_store_gb: float = 1.0
     startup_timeout_s: float = 300.0
+    layout: str = "separate"
+    share_gpus: bool = False
 
     def __post_init__(self) -> None:
         positive("ray", self, "object_store_gb", "startup_timeout_s")
+        one_of("ray", self, "layout", "separate", "colocated")
 
 
 @dataclass(frozen=True)
@@ -193,6 +196,7 @@ class Config:
             "0 or more than 0 together with rollout.engine.num_gpus (weights go from one to the other)",
             self.trainer.num_gpus,
         )
+        self._check_gpus()
         adapter_only = self.sync.adapter_only
         require(
             not adapter_only or (self.trainer.lora.rank > 0 and self.trainer.num_gpus == 0),
@@ -208,6 +212,25 @@ class Config:
             "with the highest held-out reward)",
             self.checkpoint.keep_best,
         )
+
+    def _check_gpus(self) -> None:
+        """A fraction of a GPU is asked for on purpose only, and never by a trainer rank."""
+        require(
+            self.trainer.num_gpus % 1 == 0,
+            "trainer.num_gpus",
+            "a whole number (two processes on one GPU cannot form a NCCL group)",
+            self.trainer.num_gpus,
+        )
+        sampling = {"rollout.engine": self.rollout.engine.num_gpus}
+        judging = {f"judges.engines.{name}": e.num_gpus for name, e in self.judges.engines.items()}
+        for key, num_gpus in (sampling | judging).items():
+            require(
+                num_gpus % 1 == 0 or self.ray.share_gpus,
+                f"{key}.num_gpus",
+                "a whole number unless ray.share_gpus is true (engines on one GPU also share its memory: "
+                "lower gpu_memory_utilization of each)",
+                num_gpus,
+            )
 
     def as_dict(self) -> dict[str, object]:
         """The configuration as plain nested values, for files and reports."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Optional
 
-from perm_ray.config.checks import at_least_zero, one_of, positive, require
+from perm_ray.config.checks import at_least_zero, custom_resources, one_of, positive, require
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,7 @@ class TrainerConfig:
     num_cpus: float = 2.0
     num_gpus: float = 0.0
     num_threads: int = 2
+    resources: dict[str, float] = field(default_factory=dict)
     dtype: str = "bfloat16"
     zero_stage: int = 2
     offload_optimizer: bool = False
@@ -183,6 +184,7 @@ class TrainerConfig:
         positive("trainer", self, "max_grad_norm")
         positive("trainer", self, "start_timeout_s", "step_timeout_s", "collective_timeout_s")
         at_least_zero("trainer", self, "num_cpus", "num_gpus", "weight_decay")
+        custom_resources("trainer", self.resources)
         one_of("trainer", self, "dtype", "bfloat16", "float32")
         one_of("trainer", self, "zero_stage", 0, 1, 2, 3)
         one_of("trainer", self, "schedule", "constant", "linear", "cosine")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,9 +33,12 @@ UNCLEAR_MASS = 0.01  # a digit that may begin a longer number moves no score whe
 
 
 class JudgeEndpoint:
-    """Made an actor by `pool.py`; one client of one endpoint."""
+    """Made an actor by `pool.py`; one client of one endpoint. `key` is the driver's, where it has one: the
+    node of the actor need not."""
 
-    def __init__(self, name: str, config: JudgeEndpointConfig, seed: int) -> None:
+    def __init__(self, name: str, config: JudgeEndpointConfig, seed: int, key: str | None = None) -> None:
+        if key is not None and config.api_key_env is not None:
+            os.environ.setdefault(config.api_key_env, key)
         self._name = name
         self._config = config
         self._seed = seed

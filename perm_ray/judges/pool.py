@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,10 +30,18 @@ def engine_actor_name(engine: str, replica: int) -> str:
 
 
 class JudgeEnginePool:
-    """All judge engines and endpoints, by their names. They live as long as this object does."""
+    """All judge engines and endpoints, by their names. They live as long as this object does.
+
+    `scheduling` has a Ray scheduling strategy for each replica of each engine.
+    """
 
     def __init__(
-        self, judges: JudgesConfig, model_dirs: Mapping[str, Path], seed: int, deterministic: bool
+        self,
+        judges: JudgesConfig,
+        model_dirs: Mapping[str, Path],
+        seed: int,
+        deterministic: bool,
+        scheduling: Mapping[str, Sequence[Any]],
     ) -> None:
         self._actors: dict[str, list[Any]] = {}
         engine_actor: Any = ray.remote(JudgeEngine)
@@ -40,22 +49,24 @@ class JudgeEnginePool:
             options = {
                 "num_cpus": config.num_cpus,
                 "num_gpus": config.num_gpus,
+                "resources": config.resources,
                 "max_concurrency": 1000,
                 "runtime_env": {"env_vars": engine_env(config)},
                 **_REPLACED_BY_RAY,
             }
             self._actors[name] = [
-                engine_actor.options(name=engine_actor_name(name, i), **options).remote(
-                    model_dirs[name], config, seed, deterministic
-                )
-                for i in range(config.replicas)
+                engine_actor.options(
+                    name=engine_actor_name(name, i), scheduling_strategy=place, **options
+                ).remote(model_dirs[name], config, seed, deterministic)
+                for i, place in enumerate(scheduling[name])
             ]
         endpoint_actor: Any = ray.remote(JudgeEndpoint)
         for name, config in judges.endpoints.items():
             actor = endpoint_actor.options(
                 name=engine_actor_name(name, 0), num_cpus=0, max_concurrency=1000, **_REPLACED_BY_RAY
             )
-            self._actors[name] = [actor.remote(name, config, seed)]
+            key = os.environ.get(config.api_key_env) if config.api_key_env else None
+            self._actors[name] = [actor.remote(name, config, seed, key)]
 
     def starting(self) -> dict[str, ray.ObjectRef]:
         """A call for each engine that returns once it is up."""

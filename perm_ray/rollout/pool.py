@@ -38,14 +38,25 @@ class _Stream:
 
 class RolloutPool:
     """`config.engine.replicas` rollout engines. A prompt's completions are sampled by one replica, so
-    that its prefix cache holds the prompt once."""
+    that its prefix cache holds the prompt once.
 
-    def __init__(self, config: RolloutConfig, model_dir: Path, seed: int, deterministic: bool) -> None:
+    `scheduling` optionally places the engines: one Ray scheduling strategy each.
+    """
+
+    def __init__(
+        self,
+        config: RolloutConfig,
+        model_dir: Path,
+        seed: int,
+        deterministic: bool,
+        scheduling: Sequence[Any] | None = None,
+    ) -> None:
         self._config = config
         self._model_dir = model_dir
         self._seed = seed
         self._deterministic = deterministic
-        self.actors: list[Any] = [self._new_actor() for _ in range(config.engine.replicas)]
+        self._scheduling = scheduling or ["DEFAULT"] * config.engine.replicas
+        self.actors: list[Any] = [self._new_actor(replica) for replica in range(config.engine.replicas)]
         self.on_replaced: Callable[[], None] | None = None
 
     @property
@@ -94,11 +105,13 @@ class RolloutPool:
         calls = {_role(i): actor.weight_checksum.remote() for i, actor in enumerate(self.actors)}
         return wait_all(calls, timeout_s=timeout_s, doing="reporting its weights' checksum")
 
-    def _new_actor(self) -> Any:
+    def _new_actor(self, replica: int) -> Any:
         engine = self._config.engine
         actor = ray.remote(RolloutActor).options(
             num_cpus=engine.num_cpus,
             num_gpus=engine.num_gpus,
+            resources=engine.resources,
+            scheduling_strategy=self._scheduling[replica],
             max_concurrency=64,
             runtime_env={"env_vars": engine_env(engine)},
         )
@@ -167,7 +180,7 @@ class RolloutPool:
     def _replace(self, replicas: Sequence[int]) -> None:
         for replica in replicas:
             ray.kill(self.actors[replica])  # it may only be out of reach, and would keep its resources
-            self.actors[replica] = self._new_actor()
+            self.actors[replica] = self._new_actor(replica)
         calls = {_role(replica): self.actors[replica].ready.remote() for replica in replicas}
         wait_all(calls, timeout_s=self._config.engine.start_timeout_s, doing="replacing one that died")
 

@@ -6,7 +6,8 @@ the disk, and sending it is all that is left to do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from perm_ray.config.redact import redact_text
@@ -28,8 +29,7 @@ def log_report(
     Each request is bounded by MLflow's own timeout. Raises `RunError` when MLflow does not take it.
     """
     uri = tracking_uri(config, directory)
-    # Fault boundary, the tracking server: whatever MLflow raises becomes one sentence.
-    try:
+    with _explained(uri, f"the report; its files are in {directory}"):
         client = connect(uri)
         experiment_id = open_experiment(client, config, directory)
         run_id = client.create_run(experiment_id, run_name=run_name).info.run_id
@@ -40,9 +40,33 @@ def log_report(
         for file in files:
             client.log_artifact(run_id, str(file))
         client.set_terminated(run_id, "FINISHED")
+    return redact_text(uri)
+
+
+def open_run(config: TrackingConfig, run_name: str) -> str:
+    """The id of a new run on the server `tracking.mlflow_uri`, for a job that goes on with it.
+
+    Raises `RunError` when MLflow does not take it.
+    """
+    uri = tracking_uri(config, Path())
+    with _explained(uri, "a new run"):
+        client = connect(uri)
+        experiment_id = open_experiment(client, config, Path())
+        return client.create_run(experiment_id, run_name=run_name).info.run_id
+
+
+def end_run(config: TrackingConfig, run_id: str) -> None:
+    """Record that a run that was opened never began."""
+    uri = tracking_uri(config, Path())
+    with _explained(uri, "the end of a run"):
+        connect(uri).set_terminated(run_id, "FAILED")
+
+
+@contextmanager
+def _explained(uri: str, what: str) -> Iterator[None]:
+    """Fault boundary, the tracking server: whatever MLflow raises becomes one sentence."""
+    try:
+        yield
     except Exception as error:
         why = " ".join(redact_text(str(error)).split())[:300]
-        raise RunError(
-            f"MLflow at {redact_text(uri)} did not take the report ({why}); its files are in {directory}."
-        ) from error
-    return redact_text(uri)
+        raise RunError(f"MLflow at {redact_text(uri)} did not take {what} ({why}).") from error

@@ -80,6 +80,7 @@ class TrainerGroup:
         actor = as_actor(TrainerRank).options(
             num_cpus=config.num_cpus,
             num_gpus=config.num_gpus,
+            resources=config.resources,
             scheduling_strategy=strategy,
             max_restarts=0,  # a rank that comes back alone is of no use to the others
             runtime_env={"env_vars": actor_environment(config)},

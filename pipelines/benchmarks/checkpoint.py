@@ -25,7 +25,8 @@ def measure(config: Config) -> dict[str, float | list[float]]:
     `step_s` is of steps with nothing to write, `step_while_writing_s` of those that follow a save."""
     from perm_ray.checkpoint import Checkpoints
     from perm_ray.engine.models import resolve_model
-    from perm_ray.placement import demands, start_ray, stop_ray
+    from perm_ray.placement import demands
+    from perm_ray.ray_session import start_ray, stop_ray
     from perm_ray.run_state import RunState
     from perm_ray.trainer.batching import TrainSequence
     from perm_ray.trainer.group import TrainerGroup

@@ -52,7 +52,8 @@ def measure(config: Config) -> Figures:
 
 def _completions(config: Config) -> list[JudgeItem]:
     """What the policy answers, cut in half: a small model seldom writes both sections by itself."""
-    from perm_ray.placement import demands, start_ray, stop_ray
+    from perm_ray.placement import demands
+    from perm_ray.ray_session import start_ray, stop_ray
     from perm_ray.remote import wait_all
     from perm_ray.rollout.pool import RolloutPool
     from perm_ray.runtime import plan_run, prepare_models

@@ -50,7 +50,8 @@ def measure(config: Config) -> dict[str, float | list[float]]:
     import ray
 
     from perm_ray.engine.vllm_engine import engine_env
-    from perm_ray.placement import demands, start_ray, stop_ray
+    from perm_ray.placement import demands
+    from perm_ray.ray_session import start_ray, stop_ray
     from perm_ray.remote import wait_all
     from perm_ray.rollout.actor import completion_seed
     from perm_ray.rollout.pool import RolloutPool

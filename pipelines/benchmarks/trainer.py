@@ -34,7 +34,8 @@ def measure(config: Config) -> dict[str, float | list[float]]:
     """`trainer_vs_bare` is the median over rounds of trainer over bare tokens/s; tokens are prompt and
     completion together. Peaks are of a rank's whole process, libraries and all."""
     from perm_ray.engine.models import resolve_model
-    from perm_ray.placement import demands, start_ray, stop_ray
+    from perm_ray.placement import demands
+    from perm_ray.ray_session import start_ray, stop_ray
 
     model_dir = resolve_model(config.policy.model)
     batch = _sequences(config.run.seed)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from perm_ray.config.load import load_config
 from perm_ray.config.schema import Config
 from perm_ray.errors import DataError
-from perm_ray.placement import authenticate
+from perm_ray.ray_session import authenticate
 from pipelines import CONFIGS
 
 if TYPE_CHECKING:

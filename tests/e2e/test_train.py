@@ -16,6 +16,7 @@ import pytest
 
 from perm_ray.config.engines import BUILTIN_MODEL
 from perm_ray.testing.tiny_model import write_tiny_model
+from perm_ray.testing.tiny_run import tiny_run
 
 PERSPECTIVES = ("resonation", "expression", "reception", "bystander")
 METRICS = {
@@ -28,29 +29,6 @@ METRICS = {
     *(f"time/{name}_s" for name in ("generate", "judge", "train", "sync", "step")),
 }
 TIMES = ("time/", "rollout/tokens_per_s", "sync/seconds")
-
-TINY = """
-run: {{steps: 4, deterministic: true, dir: {runs}}}
-policy: {{model: {model}}}
-prompt: {{prefix: "# Analysis\\n", max_tokens: 3000}}
-rollout:
-  prompts_per_step: 2
-  completions_per_prompt: 3
-  max_completion_tokens: 24
-  engine: {{max_model_len: 4096, kv_cache_gb: 0.1}}
-judges:
-  engines:
-    shared: {{model: {model}, max_model_len: 8192, kv_cache_gb: 0.1}}
-  pools:
-    resonation: {{engine: shared, scoring: {{mode: expected, min_mass: 0.0}}}}
-    expression: {{engine: shared, scoring: {{mode: expected, min_mass: 0.0}}}}
-    reception: {{engine: shared, scoring: {{mode: expected, min_mass: 0.0}}}}
-    bystander: {{engine: shared, scoring: {{mode: expected, min_mass: 0.0}}}}
-trainer: {{micro_batch_tokens: 4096, lr: 1.0e-3, num_cpus: 1, num_threads: 1}}
-evaluation: {{num_scenarios: 2}}
-checkpoint: {{every: 3}}
-tracking: {{mlflow: {mlflow}}}
-"""
 
 
 def command(*arguments: object) -> list[str]:
@@ -168,7 +146,7 @@ def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     model = write_tiny_model(folder / "model")
     config = folder / "tiny.yaml"
-    config.write_text(TINY.format(model=model, runs=folder / "runs", mlflow="true"))
+    config.write_text(tiny_run(model, folder / "runs"))
     return config
 
 

@@ -39,8 +39,9 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         *("rollout.pool", "judges.pool", "judges.panel", "judges.accounting", "trainer.group"),
         *("placement", "run_state", "replay"),
     ),
+    ("ray_session", "jobs"),
     ("weight_sync", "checkpoint", "collect", "tracking", "evaluation", "judging"),
-    ("runtime",),
+    ("runtime", "doctor"),
     # Above all that they imitate, and nothing below the command line can reach them.
     ("driver", "driver_async", "testing"),
     ("pipelines",),
