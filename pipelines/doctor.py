@@ -49,10 +49,11 @@ def run(arguments: Sequence[str]) -> int:
     if asked or config.ray.address is not None:
         token = os.environ.get("RAY_AUTH_TOKEN") or _text(token_file)
         findings += check_cluster(resolve_address(options.address).rstrip("/"), token)
+    width = 2 + max(len(finding.subject) for finding in findings)
     for finding in findings:
-        print(f"{finding.level:<9}{finding.subject:<24}{finding.found}")
+        print(f"{finding.level:<9}{finding.subject:<{width}}{finding.found}")
         if finding.remedy:
-            print(f"{'':<33}-> {finding.remedy}")
+            print(f"{'':<{9 + width}}-> {finding.remedy}")
     if options.json is not None:
         write_json_atomic(options.json, [dataclasses.asdict(finding) for finding in findings])
     return 1 if any(finding.level == Level.PROBLEM for finding in findings) else 0

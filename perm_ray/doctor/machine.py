@@ -106,8 +106,8 @@ def _memory(config: Config) -> Finding:
 def _disk(place: Path) -> Finding:
     while not place.exists():
         place = place.parent
-    if not os.access(place, os.W_OK):
-        return problem("disk", f"{place} cannot be written", "choose another run.dir")
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        return problem("disk", f"{place} is no folder that can be written", "choose another run.dir")
     free = shutil.disk_usage(place).free / GB
     found = f"{free:.0f} GB free at {place}"
     if free >= 5 * CHECKPOINT_GB:
@@ -139,7 +139,9 @@ class Listener:
 
     @property
     def is_local(self) -> bool:
-        return ipaddress.ip_address(self.address).is_loopback
+        address = ipaddress.ip_address(self.address)
+        mapped = getattr(address, "ipv4_mapped", None)  # an IPv6 socket that takes IPv4, as Ray's do
+        return (mapped or address).is_loopback
 
 
 def listeners() -> list[Listener]:

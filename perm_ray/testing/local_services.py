@@ -16,8 +16,8 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlencode
@@ -26,7 +26,7 @@ import psutil
 
 from perm_ray.errors import RunError
 
-START_S = 120.0
+START_S = 120
 STORE_BYTES = 150_000_000
 
 
@@ -60,6 +60,8 @@ def ray_cluster(nodes: Sequence[Node], folder: Path) -> Iterator[Cluster]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": token,
         "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONUNBUFFERED": "1",
+        "RAY_raylet_start_wait_time_s": str(START_S),
         "RAY_ADDRESS": f"{head.address}:{gcs}",
     }
     url = f"http://{head.address}:{dashboard}"
@@ -72,11 +74,15 @@ def ray_cluster(nodes: Sequence[Node], folder: Path) -> Iterator[Cluster]:
             f"--dashboard-host={head.address}",
             f"--dashboard-port={dashboard}",
         ]
-        stack.enter_context(_ray_node(head, [*options, f"--temp-dir={session}"], environment, folder))
-        _await(url + "/api/version", "the Ray head", token)
-        for node in others:
-            stack.enter_context(_ray_node(node, [f"--address={head.address}:{gcs}"], environment, folder))
-        _await_nodes(url, token, len(nodes))
+        started = stack.enter_context(
+            _ray_node(head, [*options, f"--temp-dir={session}"], environment, folder)
+        )
+        _await("the Ray head", started, lambda: _answers(f"{url}/api/version", token))
+        for count, node in enumerate(others, start=2):  # one by one: together they are slow to come up
+            started = stack.enter_context(
+                _ray_node(node, [f"--address={head.address}:{gcs}"], environment, folder)
+            )
+            _await(f"Ray node {node.address}", started, lambda: _count_nodes(url, token) >= count)  # noqa: B023
         yield Cluster(url, environment)
 
 
@@ -95,8 +101,8 @@ def mlflow_server(folder: Path, port: int | None = None) -> Iterator[str]:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
     url = f"http://127.0.0.1:{port}"
-    with _process(command, environment, folder / "mlflow.log"):
-        _await(url + "/health", "the MLflow server")
+    with _process(command, environment, folder / "mlflow.log") as started:
+        _await("the MLflow server", started, lambda: _answers(f"{url}/health"))
         yield url
 
 
@@ -112,17 +118,17 @@ def free_port(node: Node) -> int:
 @contextmanager
 def _ray_node(
     node: Node, options: Sequence[str], environment: Mapping[str, str], folder: Path
-) -> Iterator[None]:
+) -> Iterator[_Started]:
     command = [*node.prefix, sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *options]
     command += [f"--node-ip-address={node.address}", f"--num-cpus={node.num_cpus}", "--num-gpus=0"]
     command += [f"--object-store-memory={STORE_BYTES}", f"--resources={json.dumps(dict(node.resources))}"]
     outside = {name: value for name, value in environment.items() if name != "RAY_ADDRESS"}
-    with _process(command, outside, folder / f"ray-{node.address}.log"):
-        yield
+    with _process(command, outside, folder / f"ray-{node.address}.log") as started:
+        yield started
 
 
 @contextmanager
-def _process(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Iterator[None]:
+def _process(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Iterator[_Started]:
     """Run a command beside us; end it with all its children, also those that left its process group."""
     with log.open("wb") as output:
         process = psutil.Popen(
@@ -133,51 +139,44 @@ def _process(command: Sequence[str], environment: Mapping[str, str], log: Path) 
             start_new_session=True,
         )
         try:
-            yield
+            yield _Started(process, log)
         finally:
-            family = [*process.children(recursive=True), process]
+            # At once: a node that is asked to end drains for half a minute first.
+            family = [process, *process.children(recursive=True)]
             for member in family:
-                with _gone():
-                    member.terminate()
-            _, alive = psutil.wait_procs(family, timeout=10)
-            for member in alive:
-                with _gone():
+                with suppress(psutil.NoSuchProcess):
                     member.kill()
-            psutil.wait_procs(alive, timeout=10)
+            psutil.wait_procs(family, timeout=10)
 
 
-@contextmanager
-def _gone() -> Iterator[None]:
-    try:
-        yield
-    except psutil.NoSuchProcess:
-        return
+@dataclass(frozen=True, slots=True)
+class _Started:
+    process: psutil.Popen
+    log: Path
 
 
-def _await(url: str, what: str, token: str | None = None) -> None:
+def _await(what: str, started: _Started, is_up: Callable[[], bool]) -> None:
     deadline = time.monotonic() + START_S
-    while True:
-        try:
-            _get(url, token)
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise RunError(f"{what} did not answer at {url} within {START_S:.0f} s ({error}).") from error
-            time.sleep(0.3)
-        else:
-            return
-
-
-def _await_nodes(url: str, token: str, count: int) -> None:
-    alive = urlencode({"filter_keys": "state", "filter_predicates": "=", "filter_values": "ALIVE"})
-    deadline = time.monotonic() + START_S
-    while True:
-        listed = json.loads(_get(f"{url}/api/v0/nodes?{alive}", token))
-        found = listed["data"]["result"]["num_after_truncation"]
-        if found >= count:
-            return
-        if time.monotonic() > deadline:
-            raise RunError(f"{count} Ray nodes were started and {found} came up within {START_S:.0f} s.")
+    while not is_up():
+        ended = started.process.poll() is not None
+        if ended or time.monotonic() > deadline:
+            why = "ended at once" if ended else f"did not come up within {START_S} s"
+            raise RunError(f"{what} {why}: {started.log.read_text(errors='replace')[-2000:]}")
         time.sleep(0.3)
+
+
+def _count_nodes(url: str, token: str) -> int:
+    alive = urlencode({"filter_keys": "state", "filter_predicates": "=", "filter_values": "ALIVE"})
+    listed = json.loads(_get(f"{url}/api/v0/nodes?{alive}", token))
+    return listed["data"]["result"]["num_after_truncation"]
+
+
+def _answers(url: str, token: str | None = None) -> bool:
+    try:
+        _get(url, token)
+    except OSError:
+        return False
+    return True
 
 
 def _get(url: str, token: str | None) -> bytes:
