@@ -7,29 +7,32 @@ README names. The rollout engine lives on another node than the trainer.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from mlflow import MlflowClient
 
-from perm_ray.testing.local_services import Cluster, Node, mlflow_server, ray_cluster
+from perm_ray.testing.local_services import (
+    Cluster,
+    Node,
+    mlflow_server,
+    namespaces,
+    one_namespace,
+    ray_cluster,
+    why_no_namespaces,
+)
 from perm_ray.testing.tiny_model import write_tiny_model
 from perm_ray.testing.tiny_run import tiny_run
 
-pytestmark = pytest.mark.timeout(900)
-
 SECRET = "sk-planted-0123456789"
-NODES = (
-    Node("127.0.0.2", num_cpus=3, resources={"head": 1}),
-    Node("127.0.0.3", resources={"rollout": 1}),
-    Node("127.0.0.4", resources={"trainer": 1}),
-)
+NO_NAMESPACES = why_no_namespaces()
+pytestmark = [
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(NO_NAMESPACES is not None, reason=str(NO_NAMESPACES)),
+]
 
 
 @dataclass(frozen=True)
@@ -45,43 +48,40 @@ class Place:
         self, verb: str, *arguments: str, env: Mapping[str, str] | None = None, code: int = 0
     ) -> str:
         """Run `perm-ray VERB --address ...` as a user at the cluster does; returns what it prints."""
-        command = [
-            sys.executable,
-            "-m",
-            "pipelines.cli",
-            verb,
-            "--address",
-            self.cluster.dashboard,
-            *arguments,
-        ]
-        done = subprocess.run(
-            command,
-            env={**self.cluster.environment, **(env or {})},
-            capture_output=True,
-            text=True,
-            timeout=500,
-            check=False,
-        )
+        at = ["--address", self.cluster.dashboard]
+        done = self.cluster.run("-m", "pipelines.cli", verb, *at, *arguments, env=env)
         assert done.returncode == code, done.stdout[-4000:] + done.stderr[-4000:]
         return done.stdout + done.stderr
+
+    def python(self, script: str) -> Any:
+        """The JSON that a script prints which runs at the head."""
+        done = self.cluster.run("-c", script)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return json.loads(done.stdout.splitlines()[-1])
 
     def steps(self, run: str) -> list[dict[str, float]]:
         file = self.runs / run / "metrics.jsonl"
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
+def write_config(folder: Path) -> Path:
+    """The smallest run, whose rollout engine is on one node and whose trainer on another."""
+    text = tiny_run(write_tiny_model(folder / "tiny"), folder / "runs")
+    text = text.replace("engine: {max_model_len", "engine: {resources: {rollout: 1}, max_model_len")
+    text = text.replace("trainer: {", "trainer: {resources: {trainer: 1}, ")
+    config = folder / "job.yaml"
+    config.write_text(text)
+    return config
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("jobs")
-    model = write_tiny_model(folder / "tiny")
-    config = folder / "job.yaml"
-    text = tiny_run(model, folder / "runs")
-    # The judges are where the trainer is, the rollout engine is not.
-    text = text.replace("engine: {max_model_len", "engine: {resources: {rollout: 1}, max_model_len")
-    text = text.replace("trainer: {", "trainer: {resources: {trainer: 1}, ")
-    config.write_text(text)
-    with mlflow_server(folder) as mlflow, ray_cluster(NODES, folder) as cluster:
-        yield Place(cluster, mlflow, config, folder / "runs")
+    config = write_config(folder)
+    with one_namespace(3) as (head, second, third):
+        nodes = (Node(head, 3), Node(second, 2, {"rollout": 1}), Node(third, 2, {"trainer": 1}))
+        with mlflow_server(folder, head) as mlflow, ray_cluster(nodes, folder) as cluster:
+            yield Place(cluster, mlflow, config, folder / "runs")
 
 
 def wait_for_steps(place: Place, run: str, count: int) -> None:
@@ -123,13 +123,15 @@ def test_submit_follow_stop_resume_and_read(place: Place) -> None:
     assert "walk-resume-1: SUCCEEDED" in said
     assert [row["step"] for row in place.steps("walk")] == list(range(1, last + 1))
 
-    client = MlflowClient(tracking_uri=place.mlflow)
     (run_id,) = {line.split()[1] for line in status.splitlines() if line.startswith("mlflow_run_id")}
-    run = client.get_run(run_id)
-    assert run.info.status == "FINISHED"
-    assert {point.step for point in client.get_metric_history(run_id, "reward/mean")} == set(
-        range(1, last + 1)
+    tracked = place.python(
+        "import json\nfrom mlflow import MlflowClient\n"
+        f"client = MlflowClient(tracking_uri={place.mlflow!r})\n"
+        f"run = client.get_run({run_id!r})\n"
+        f"points = client.get_metric_history({run_id!r}, 'reward/mean')\n"
+        "print(json.dumps({'status': run.info.status, 'steps': sorted({p.step for p in points})}))"
     )
+    assert tracked == {"status": "FINISHED", "steps": list(range(1, last + 1))}
 
     seen = "".join([place.perm_ray("status", "walk"), place.perm_ray("logs", "walk"), raw_jobs(place)])
     files = [path for path in (place.runs / "walk").rglob("*") if path.suffix in (".json", ".jsonl", ".yaml")]
@@ -139,7 +141,7 @@ def test_submit_follow_stop_resume_and_read(place: Place) -> None:
 def test_a_wrong_token_and_a_missing_head_get_a_sentence(place: Place) -> None:
     said = place.perm_ray("status", env={"RAY_AUTH_TOKEN": "0" * 64}, code=2)
     assert "does not accept the token" in said
-    elsewhere = Place(Cluster("http://127.0.0.9:9", place.cluster.environment), "", place.config, place.runs)
+    elsewhere = replace(place, cluster=replace(place.cluster, dashboard="http://127.0.0.9:9"))
     assert "nothing answers at http://127.0.0.9:9" in elsewhere.perm_ray("status", code=2)
 
 
@@ -162,31 +164,32 @@ def test_the_doctor_finds_a_cluster_with_a_token(place: Place) -> None:
 
 def actor_nodes(place: Place) -> dict[str, str]:
     """The node of each living actor, by its class."""
-    script = (
+    return place.python(
         "import json\nfrom ray.util.state import list_actors\n"
         f"found = list_actors(address={place.cluster.dashboard!r}, filters=[('state', '=', 'ALIVE')])\n"
         "print(json.dumps({actor.class_name: actor.node_id for actor in found}))"
     )
-    return json.loads(in_cluster(place, script))
 
 
 def raw_jobs(place: Place) -> str:
     """Everything that the cluster tells about its jobs."""
-    script = (
-        "from ray.job_submission import JobSubmissionClient\n"
-        f"print([job.dict() for job in JobSubmissionClient({place.cluster.dashboard!r}).list_jobs()])"
+    return place.python(
+        "import json\nfrom ray.job_submission import JobSubmissionClient\n"
+        f"jobs = JobSubmissionClient({place.cluster.dashboard!r}).list_jobs()\n"
+        "print(json.dumps(str([job.dict() for job in jobs])))"
     )
-    return in_cluster(place, script)
 
 
-def in_cluster(place: Place, script: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env=dict(place.cluster.environment),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-        cwd=os.fspath(place.runs),
-    )
-    return done.stdout.splitlines()[-1]
+def test_nodes_with_networks_of_their_own(tmp_path: Path) -> None:
+    """Each node in a network namespace: what one sends another crosses a network, weights included."""
+    config = write_config(tmp_path)
+    with namespaces(2) as (head, other):
+        nodes = (Node(head, 4, {"trainer": 1}), Node(other, 2, {"rollout": 1}))
+        with ray_cluster(nodes, tmp_path) as cluster:
+            place = Place(cluster, "", config, tmp_path / "runs")
+            settings = ["run.name=far", "run.steps=1", "evaluation.num_scenarios=0", "tracking.mlflow=false"]
+            said = place.perm_ray("submit", "--config", str(config), "--follow", *settings)
+            assert "far: SUCCEEDED" in said
+            (step,) = place.steps("far")
+            assert step["sync/version"] == 1.0
+            assert step["sync/bytes"] > 0
