@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Optional
 
 from perm_ray.config.checks import at_least_zero, one_of, positive, require
@@ -26,6 +26,7 @@ class EngineConfig:
     gpu_memory_utilization: float = 0.85
     enforce_eager: bool = False
     start_timeout_s: float = 300.0
+    resources: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         positive("engine", self, "replicas", "tensor_parallel_size", "max_model_len")

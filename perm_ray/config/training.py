@@ -156,6 +156,7 @@ class TrainerConfig:
     num_cpus: float = 2.0
     num_gpus: float = 0.0
     num_threads: int = 2
+    resources: dict[str, float] = field(default_factory=dict)
     dtype: str = "bfloat16"
     zero_stage: int = 2
     offload_optimizer: bool = False
