@@ -20,7 +20,9 @@ WAIT_S = 120.0
 def make_bucket(name: str, endpoint: str) -> None:
     """Create `name` at `endpoint`; one that exists and is ours is left alone."""
     client = boto3.client(
-        "s3", endpoint_url=endpoint, config=Config(connect_timeout=5, read_timeout=10, retries={"max_attempts": 1})
+        "s3",
+        endpoint_url=endpoint,
+        config=Config(connect_timeout=5, read_timeout=10, retries={"max_attempts": 1}),
     )
     deadline = time.monotonic() + WAIT_S
     while True:

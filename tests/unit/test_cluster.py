@@ -233,6 +233,19 @@ def test_the_cluster_asks_for_a_token_and_shows_the_dashboard_to_nobody() -> Non
     assert head["rayStartParams"]["num-cpus"] == "0"
 
 
+def test_the_object_store_fits_into_shared_memory() -> None:
+    (cluster,) = documents(KUBERAY / "raycluster.yaml")
+    for group in [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]:
+        pod = group["template"]["spec"]
+        (shm,) = [volume["emptyDir"] for volume in pod["volumes"] if volume["name"] == "shm"]
+        mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+        assert (mounts["shm"], shm["medium"]) == ("/dev/shm", "Memory")
+        assert (
+            int(group["rayStartParams"]["object-store-memory"])
+            < int(shm["sizeLimit"].removesuffix("Gi")) * 2**30
+        )
+
+
 def test_secrets_are_named_and_never_given() -> None:
     given = {}
     for secret in documents(KUBERAY / "secrets.example.yaml"):
