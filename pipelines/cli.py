@@ -13,6 +13,7 @@ from perm_ray.errors import Interrupted, PermRayError, UserError
 
 VERBS = {
     "train": "train a policy with PERM's reward",
+    "plan": "what a configuration takes: memory of every GPU, and a step's time",
     "judge": "judge texts without a policy: score, probe, calibrate, compare",
     "benchmark": "measure on this machine: loop, rollout, judging, learning, checkpoint, trainer",
 }

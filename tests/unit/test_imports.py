@@ -39,7 +39,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         *("rollout.pool", "judges.pool", "judges.panel", "judges.accounting", "trainer.group"),
         *("placement", "run_state", "replay"),
     ),
-    ("weight_sync", "checkpoint", "collect", "tracking", "evaluation", "judging"),
+    ("weight_sync", "checkpoint", "collect", "tracking", "evaluation", "judging", "planning"),
     ("runtime",),
     # Above all that they imitate, and nothing below the command line can reach them.
     ("driver", "driver_async", "testing"),
