@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from perm_ray.planning.plan import Plan, Role
 
-_ROLES = ("rollout", "judge", "train")
-
 
 def parser() -> argparse.ArgumentParser:
     """The options of `perm-ray plan`."""
@@ -33,7 +31,11 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", type=Path, default=None, help="the same as CONFIG", metavar="FILE")
     parser.add_argument(
-        "--gpu-memory", type=float, default=80.0, help="of one GPU (default: 80)", metavar="GB"
+        "--gpu-memory",
+        type=float,
+        default=80.0,
+        help="of one GPU (default: 80; MiB / 1024 of nvidia-smi)",
+        metavar="GB",
     )
     parser.add_argument(
         "--gpus-per-node", type=int, default=8, help="GPUs of one node (default: 8)", metavar="N"
@@ -118,6 +120,8 @@ def _file_and_overrides(options: argparse.Namespace) -> tuple[Path, list[str]]:
 
 
 def _rates(texts: Sequence[str]) -> dict[str, float]:
+    from perm_ray.planning.time import ROLES
+
     rates = {}
     for text in texts:
         role, _, number = text.partition("=")
@@ -125,9 +129,9 @@ def _rates(texts: Sequence[str]) -> dict[str, float]:
             rate = float(number)
         except ValueError:
             rate = 0.0
-        if role not in _ROLES or not 0 < rate < float("inf"):
+        if role not in ROLES or not 0 < rate < float("inf"):
             raise ConfigError(
-                f"--tokens-per-s must be ROLE=N, a role of {', '.join(_ROLES)} and a number above 0, found "
+                f"--tokens-per-s must be ROLE=N, a role of {', '.join(ROLES)} and a number above 0, found "
                 f"{text!r}."
             )
         rates[role] = rate

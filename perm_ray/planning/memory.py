@@ -158,7 +158,8 @@ def layer_activation_bytes(shape: ModelShape, width: int, lora_rank: int = 0) ->
         LoRA                      7 w rank
 
     Attention keeps no matrix of scores. For w = 2 and i = 4 h with a = k = h this is 62 h; arXiv 2205.05198
-    counts 34 h for a plain MLP, whose norms need no float32 copies.
+    counts 34 h for a plain MLP, whose norms need no float32 copies. A test holds it against what torch keeps,
+    which is some 7 % less.
     """
     norms = 2 * (4 + 2 * width) * shape.hidden
     inputs = width * (shape.query_width + 2 * shape.kv_width)

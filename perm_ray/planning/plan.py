@@ -7,6 +7,7 @@ prints it. What can never be placed raises `ConfigError` at once; what is too la
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -26,6 +27,8 @@ from perm_ray.planning.memory import (
 )
 from perm_ray.planning.shapes import ModelShape, model_shape
 from perm_ray.planning.time import StepTime, step_time
+
+_TIGHT = 0.95  # of a trainer rank's GPU; engines take what they take at their start
 
 
 @dataclass(frozen=True)
@@ -230,6 +233,12 @@ def _notes(config: Config, roles: tuple[Role, ...], seats: tuple[Seat, ...]) -> 
         rank = roles[-1].memory
         assert isinstance(rank, RankMemory)
         notes.append(f"Each trainer rank also takes up to {gb(rank.host)} of host memory.")
+        used = roles[-1].total / (roles[-1].budget or 1)
+        if _TIGHT < used <= 1:
+            notes.append(
+                f"A trainer rank takes {used:.0%} of its GPU: what the allocator leaves unused between "
+                "tensors is not counted, and may be more than the rest."
+            )
     return notes
 
 
@@ -252,15 +261,19 @@ def plan_lines(plan: Plan) -> list[str]:
         of = f" of {role.budget / GB:g} GB" if role.budget is not None else ""
         when = f" in its {role.terms.phase}" if isinstance(role.terms, RankTerms) else ""
         lines.append(f"{role.actors}: {gb(role.total)}{of}{when}")
-        sizes = term_sizes(role.terms)
-        lines.append("  " + ", ".join(f"{name} {size / GB:.1f}" for name, size in sizes.items() if size))
-        if isinstance(role.memory, EngineMemory):
-            memory = role.memory
-            lines.append(
-                f"  {memory.kv_bytes_per_token:,} bytes a token; {memory.sequences} sequences of full length"
-            )
+        lines += _listed(term_sizes(role.terms))
+        if isinstance(role.memory, RankMemory):
+            lines += _listed({terms.phase: terms.total for terms in role.memory.phases})
+        else:
+            per_token, sequences = role.memory.kv_bytes_per_token, role.memory.sequences
+            lines.append(f"  {per_token:,} bytes a token; {sequences} sequences of full length")
     lines += [f"{where}: {', '.join(who)}" for where, who in gpu_rows(plan)]
     return [*lines, f"step: {plan.time.seconds:.0f} s by assumed rates"]
+
+
+def _listed(sizes: Mapping[str, int]) -> list[str]:
+    text = ", ".join(f"{name} {size / GB:.1f}" for name, size in sizes.items() if size)
+    return textwrap.wrap(text, 96, initial_indent="  ", subsequent_indent="  ")
 
 
 def gpu_rows(plan: Plan) -> list[tuple[str, list[str]]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from perm_ray.config.engines import EngineConfig
 from perm_ray.config.schema import Config
 from perm_ray.planning.shapes import ModelShape
 
@@ -87,10 +88,9 @@ def _phase(
     return PhaseTime(role, tokens, units * given.get(role, assumed), role not in given)
 
 
-def _units(engine: object) -> float:
+def _units(engine: EngineConfig) -> float:
     """GPUs of all replicas together; without GPUs the replicas."""
-    replicas, gpus = (float(getattr(engine, name)) for name in ("replicas", "num_gpus"))
-    return replicas * (gpus or 1.0)
+    return engine.replicas * (engine.num_gpus or 1.0)
 
 
 def _training_operations(config: Config, policy: ModelShape) -> float:
