@@ -11,9 +11,10 @@ import pytest
 
 from perm_ray.config.engines import BUILTIN_MODEL, EngineConfig
 from perm_ray.config.load import load_config
+from perm_ray.engine.models import cache_dir
 from perm_ray.errors import ConfigError, ModelError
 from perm_ray.planning.layout import Seat, check_engine, seat
-from perm_ray.planning.shapes import PUBLISHED, ModelShape, model_shape
+from perm_ray.planning.shapes import PUBLISHED, ModelShape, model_shape, read_shape
 from perm_ray.planning.time import step_time
 from pipelines import CONFIGS
 
@@ -93,6 +94,13 @@ def test_a_folder_tells_its_shape(tmp_path: Path) -> None:
     assert model_shape(str(folder)) == replace(SMALL, qkv_bias=True)
     described(folder, model_type="qwen3", num_key_value_heads=None)
     assert model_shape(str(folder)) == replace(SMALL, qk_norm=True, kv_heads=4)
+
+
+def test_the_built_in_models_shape_is_what_its_folder_tells() -> None:
+    file = cache_dir() / "models" / BUILTIN_MODEL.removeprefix("builtin:") / "config.json"
+    if not file.is_file():
+        pytest.skip("the built-in model has not been converted on this machine yet")
+    assert read_shape(file) == model_shape(BUILTIN_MODEL)
 
 
 def test_a_shape_that_cannot_be_known_is_refused(tmp_path: Path) -> None:

@@ -96,8 +96,15 @@ def test_a_layers_activations_are_at_least_what_torch_keeps(dtype: str) -> None:
     batch = pack([TrainSequence(half, half, (0.0,) * 64, 0.0)] * 2, torch.device("cpu"))
 
     def kept(layers: int) -> int:
-        sizes = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 4, "head_dim": 32}
-        config = LlamaConfig(vocab_size=64, num_hidden_layers=layers, num_key_value_heads=2, **sizes)
+        config = LlamaConfig(
+            vocab_size=64,
+            hidden_size=128,
+            intermediate_size=512,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=32,
+        )
         model = LlamaForCausalLM(config).to(getattr(torch, dtype))
         model.set_attn_implementation(ATTENTION)
         weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
