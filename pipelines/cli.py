@@ -13,6 +13,7 @@ from perm_ray.errors import Interrupted, PermRayError, UserError
 
 VERBS = {
     "train": "train a policy with PERM's reward",
+    "plan": "what a configuration takes: memory of every GPU, and a step's time",
     "judge": "judge texts without a policy: score, probe, calibrate, compare",
     "submit": "run perm-ray train as a job of a Ray cluster",
     "status": "the runs of a Ray cluster, or one of them",

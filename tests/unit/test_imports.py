@@ -40,7 +40,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         *("placement", "run_state", "replay"),
     ),
     ("ray_session", "jobs"),
-    ("weight_sync", "checkpoint", "collect", "tracking", "evaluation", "judging"),
+    ("weight_sync", "checkpoint", "collect", "tracking", "evaluation", "judging", "planning"),
     ("runtime", "doctor"),
     # Above all that they imitate, and nothing below the command line can reach them.
     ("driver", "driver_async", "testing"),
