@@ -7,8 +7,10 @@ between, and on a private cluster nothing listens beyond loopback (torch would l
 from __future__ import annotations
 
 import datetime
+import os
 import socket
 
+import psutil
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 
@@ -31,6 +33,22 @@ def join_store(host: str, port: int, world_size: int, timeout_s: float) -> TCPSt
     """Anyone else's connection to the store at `host`:`port`."""
     timeout = datetime.timedelta(seconds=timeout_s)
     return TCPStore(host, port, world_size, is_master=False, wait_for_workers=False, timeout=timeout)
+
+
+def use_interface_towards(host: str) -> None:
+    """Have gloo talk over the network by which this process reaches `host`.
+
+    Left alone it takes the address of the machine's name, which on many machines is loopback: nodes would
+    wait for each other in vain. A GLOO_SOCKET_IFNAME that is set already stays.
+    """
+    if "GLOO_SOCKET_IFNAME" in os.environ:
+        return
+    with socket.socket(_family(host), socket.SOCK_DGRAM) as probe:
+        probe.connect((host, 9))  # sends nothing
+        own = probe.getsockname()[0]
+    for name, addresses in psutil.net_if_addrs().items():
+        if own in (address.address for address in addresses):
+            os.environ["GLOO_SOCKET_IFNAME"] = name
 
 
 def free_port(host: str) -> int:

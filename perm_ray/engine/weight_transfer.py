@@ -39,7 +39,7 @@ from vllm.distributed.weight_transfer.factory import (
 
 from perm_ray.errors import ModelError
 from perm_ray.low_rank import DOWN, UP, merge
-from perm_ray.rendezvous import free_port, join_store, open_store
+from perm_ray.rendezvous import free_port, join_store, open_store, use_interface_towards
 
 BACKEND = "gloo"
 
@@ -52,6 +52,7 @@ class BroadcastGroup:
     def __init__(self, host: str, port: int, rank: int, world_size: int, timeout_s: float) -> None:
         self._rank, self._world_size = rank, world_size
         self._timeout = datetime.timedelta(seconds=timeout_s)
+        use_interface_towards(host)
         self._store = (
             open_store(host, world_size, timeout_s)
             if rank == 0

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from perm_ray.config.training import TrainerConfig
-from perm_ray.rendezvous import join_store
+from perm_ray.rendezvous import join_store, use_interface_towards
 from perm_ray.trainer.schedule import lr_factor
 
 Engine: TypeAlias = Any  # a DeepSpeedEngine, whose own annotations do not fit what it does
@@ -50,6 +50,7 @@ def join(
     # DeepSpeed clones the world group without passing a timeout: a stuck peer would be waited for
     # 30 minutes. new_group() falls back on this default.
     dist.distributed_c10d.default_pg_timeout = timeout
+    use_interface_towards(host)
     if store is None:
         store = join_store(host, port, config.num_ranks, config.collective_timeout_s)
     os.environ.update(

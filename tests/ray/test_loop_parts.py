@@ -22,6 +22,7 @@ from perm_ray.judges.pool import JudgePool, engine_actor_name
 from perm_ray.judging import Judges, build_perspectives, start_judges
 from perm_ray.perspectives.asking import ValueAsk
 from perm_ray.perspectives.registry import PERSPECTIVES
+from perm_ray.placement import Places
 from perm_ray.remote import wait_all
 from perm_ray.rollout.pool import RolloutPool
 from perm_ray.trainer.batching import TrainSequence
@@ -228,7 +229,9 @@ def judges_of(scoring: ScoringConfig) -> JudgesConfig:
 def four_pools(tiny_model: Path, ray_cluster: None) -> Iterator[Judges]:
     config = judges_of(ScoringConfig(mode="expected", min_mass=0.0))
     folders = dict.fromkeys(PERSPECTIVES, tiny_model)
-    judges = start_judges(config, build_perspectives(config), folders, seed=1, deterministic=False)
+    judges = start_judges(
+        config, build_perspectives(config), folders, seed=1, deterministic=False, places=Places()
+    )
     wait_all(judges.starting(), timeout_s=300, doing="starting")
     yield judges
     for name in PERSPECTIVES:

@@ -157,7 +157,10 @@ REFUSED = {
         (THIRTY_TWO, "rollout.engine.num_gpus=3", "rollout.engine.tensor_parallel_size=3"),
         r"divide heads of the model, 40, found 3: set it to 2",
     ),
-    "a rank on a share of a GPU": ((SEVEN, "trainer.num_gpus=0.5"), r"trainer\.num_gpus must be 1"),
+    "a rank on a share of a GPU": (
+        (SEVEN, "trainer.num_gpus=0.5"),
+        r"trainer\.num_gpus must be a whole number",
+    ),
     "more than one machine has": (
         (SEVEN, "trainer.num_ranks=6"),
         r"take 2 nodes of 8 GPUs, and ray\.address: null is one machine",
