@@ -40,7 +40,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         *("placement", "run_state", "replay"),
     ),
     ("weight_sync", "checkpoint", "collect", "tracking", "evaluation", "judging"),
-    ("runtime",),
+    ("runtime", "report"),
     # Above all that they imitate, and nothing below the command line can reach them.
     ("driver", "driver_async", "testing"),
     ("pipelines",),

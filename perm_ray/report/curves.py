@@ -1,0 +1,344 @@
+"""Which curves the report draws, and what they are made of: the metrics of a run as chart descriptions. Pure.
+
+`page.py` puts them into the page as data, `templates/charts.js` draws them. A chart whose metrics the run
+does not have is left out, and `Curves.left_out` says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Literal
+
+from perm_ray.report.data import PerspectiveView, RunReport
+
+Rows = Sequence[Mapping[str, float]]
+Kind = Literal["line", "stack"]
+_MAX_LINES = 8  # of one chart: as many as there are colours
+_DIGITS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One line: a value for each of the chart's steps (None: a gap), and a band of so much around it."""
+
+    name: str
+    values: tuple[float | None, ...]
+    band: tuple[float | None, ...] = ()
+    color: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """One drawing. `low` and `high` bound its axis where the values cannot pass them."""
+
+    title: str
+    says: str  # what it shows, in one sentence
+    steps: tuple[int, ...]
+    series: tuple[Series, ...]
+    low: float | None = None
+    high: float | None = None
+    kind: Kind = "line"
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    title: str
+    charts: tuple[Chart, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """All charts, in sections; where the time went; and what could not be drawn."""
+
+    sections: tuple[Section, ...]
+    timeline: tuple[Chart, ...]
+    left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A chart before the metrics are looked up: its lines are (name, metric), or with a band's metric."""
+
+    title: str
+    says: str
+    lines: Sequence[tuple[str, ...]]
+    low: float | None = None
+    high: float | None = None
+    colors: Sequence[int] = field(default=())
+
+
+def curves_of(report: RunReport) -> Curves:
+    """Every chart that the run has the metrics for."""
+    left_out: list[str] = []
+    perspectives = report.perspectives
+    plans = {
+        "Reward": _reward_plans(),
+        "Perspectives": _perspective_plans(perspectives),
+        "Answers": _answer_plans(),
+        "Policy": _policy_plans(),
+        "Judges": _judge_plans(perspectives),
+    }
+    sections = []
+    for title, section in plans.items():
+        charts = tuple(_drawn(section, report.metrics, left_out))
+        if title == "Reward":
+            charts += tuple(_heldout_charts(report))
+        sections.append(Section(title, charts))
+    sections.append(Section("Slices", tuple(_slice_charts(report.metrics))))
+    sections.append(Section("Probes", tuple(_probe_charts(report))))
+    timeline = (*_stage_charts(report.metrics), *_drawn(_load_plans(perspectives), report.metrics, left_out))
+    return Curves(tuple(section for section in sections if section.charts), timeline, tuple(left_out))
+
+
+# ---- the plans -------------------------------------------------------------------------------
+
+
+def _reward_plans() -> list[_Plan]:
+    parts = [(part, f"reward/{part}") for part in ("empathy", "bystander", "length")]
+    return [
+        _Plan(
+            "Reward",
+            "mean of the step's rollouts, and one standard deviation around it",
+            [("reward", "reward/mean", "reward/std")],
+        ),
+        _Plan("Reward's parts", "they add up to the reward", parts),
+    ]
+
+
+def _perspective_plans(perspectives: Sequence[PerspectiveView]) -> list[_Plan]:
+    return [
+        _Plan(
+            each.name.capitalize(),
+            f"mean score of what was judged, from {each.low:g} to {each.high:g}, and one standard deviation",
+            [(each.name, f"judge/{each.name}/mean", f"judge/{each.name}/std")],
+            low=each.low,
+            high=each.high,
+            colors=(number,),
+        )
+        for number, each in enumerate(perspectives)
+    ]
+
+
+def _answer_plans() -> list[_Plan]:
+    shares = [
+        ("both sections", "format/valid"),
+        ("cut at the limit", "rollout/truncated"),
+        ("judge markup removed", "guard/removed"),
+    ]
+    groups = [("nothing to teach", "group/zero_variance"), ("drawn instead", "group/resampled")]
+    return [
+        _Plan("Completion length", "mean, in tokens", [("tokens", "rollout/length_mean")], low=0),
+        _Plan("Form of the answers", "shares of the step's completions", shares, low=0, high=1),
+        _Plan(
+            "Masked rollouts",
+            "not learned from, since a judgment is missing",
+            [("masked", "rollout/masked")],
+            low=0,
+        ),
+        _Plan("Groups", "with equal rewards, and prompts that were drawn instead", groups, low=0),
+    ]
+
+
+def _policy_plans() -> list[_Plan]:
+    apart = [("mean", "policy/logprob_diff_mean"), ("max", "policy/logprob_diff_max")]
+    ratio = [("mean", "policy/mismatch_mean"), ("max", "policy/mismatch_max")]
+    return [
+        _Plan("KL", "distance from the reference model, in nats a token", [("KL", "policy/kl")], low=0),
+        _Plan("Entropy", "of a token, in nats", [("entropy", "policy/entropy")], low=0),
+        _Plan("Gradient norm", "before clipping", [("norm", "policy/grad_norm")], low=0),
+        _Plan("Learning rate", "of the step's last update", [("lr", "policy/lr")], low=0),
+        _Plan("Loss", "of the objective; it need not fall", [("loss", "policy/loss")]),
+        _Plan(
+            "Clipped tokens",
+            "share of tokens at the ratio's bounds",
+            [("clipped", "policy/clip_fraction")],
+            low=0,
+        ),
+        _Plan(
+            "Sampler against trainer", "how far the log-probabilities of the same tokens differ", apart, low=0
+        ),
+        _Plan("Sampler against trainer, ratio", "trainer's probability over the sampler's", ratio, low=0),
+    ]
+
+
+def _judge_plans(perspectives: Sequence[PerspectiveView]) -> list[_Plan]:
+    def each(metric: str) -> list[tuple[str, str]]:
+        return [(view.name, f"judge/{view.name}/{metric}") for view in perspectives]
+
+    return [
+        _Plan(
+            "Failed judgments", "no score though asked, the unreadable ones included", each("failed"), low=0
+        ),
+        _Plan(
+            "Unparseable judgments", "the judge answered, and not with a score", each("unparseable"), low=0
+        ),
+        _Plan("Skipped judgments", "the answer lacks the section to be judged", each("skipped"), low=0),
+        _Plan("Probability of a valid answer", "the judges' mass on the scale", each("mass"), low=0, high=1),
+        _Plan("Judges' entropy", "of the distribution over scores, in nats", each("entropy"), low=0),
+    ]
+
+
+def _load_plans(perspectives: Sequence[PerspectiveView]) -> list[_Plan]:
+    def each(metric: str) -> list[tuple[str, str]]:
+        return [(view.name, f"judge/{view.name}/{metric}") for view in perspectives]
+
+    together = [("all at once", "judge/busy_together")]
+    return [
+        _Plan(
+            "Waiting for judges", "seconds the step waited for a pool after sampling", each("wait_s"), low=0
+        ),
+        _Plan(
+            "Busy judges",
+            "share of the judging time with work running",
+            [*each("busy"), *together],
+            low=0,
+            high=1,
+        ),
+        _Plan("Time of a judgment", "mean, in seconds", each("latency_s"), low=0),
+        _Plan(
+            "Sampling speed", "tokens a second, all engines", [("tokens/s", "rollout/tokens_per_s")], low=0
+        ),
+    ]
+
+
+# ---- from plans and rows to charts -----------------------------------------------------------
+
+
+def _drawn(plans: Sequence[_Plan], rows: Rows, left_out: list[str]) -> Iterator[Chart]:
+    steps = _steps(rows)
+    for plan in plans:
+        found = []
+        for number, (name, metric, *band) in enumerate(plan.lines):
+            if any(metric in row for row in rows):
+                color = plan.colors[number] if plan.colors else number
+                around = _column(rows, band[0]) if band else ()
+                found.append(Series(name, _column(rows, metric), around, color))
+        if found:
+            yield Chart(plan.title, plan.says, steps, tuple(found[:_MAX_LINES]), plan.low, plan.high)
+        elif rows:
+            left_out.append(f"{plan.title} ({', '.join(line[1] for line in plan.lines) or 'no judges'})")
+
+
+def _stage_charts(rows: Rows) -> Iterator[Chart]:
+    """What each step's time went into; what no phase accounts for is the rest."""
+    names = list(dict.fromkeys(name for row in rows for name in row if _is_phase(name)))
+    if not names or not any("time/step_s" in row for row in rows):
+        return
+    phases = [Series(_phase(name), _column(rows, name)) for name in names]
+    rest = [
+        max(0.0, row["time/step_s"] - sum(row.get(name, 0.0) for name in names))
+        if "time/step_s" in row
+        else None
+        for row in rows
+    ]
+    series = (*phases, Series("rest", tuple(map(_rounded, rest))))
+    says = "seconds of each step, by what the loop did"
+    yield Chart("A step's time", says, _steps(rows), series[:_MAX_LINES], low=0, kind="stack")
+
+
+def _is_phase(name: str) -> bool:
+    return name.startswith("time/") and name.endswith("_s") and name != "time/step_s"
+
+
+def _phase(name: str) -> str:
+    return name.removeprefix("time/").removesuffix("_s")
+
+
+def _heldout_charts(report: RunReport) -> Iterator[Chart]:
+    """Of the answers themselves, since evaluations between the first and the last are in no other file."""
+    means = {}
+    for step, rows in report.heldout.items():
+        rewards = [row.reward.value for row in rows if row.reward is not None]
+        means[step] = fmean(rewards) if rewards else None
+    if len(means) > 1:
+        line = Series("held-out reward", tuple(map(_rounded, means.values())))
+        yield Chart("Held-out reward", "mean over the held-out scenarios, by step", tuple(means), (line,))
+
+
+def _slice_charts(rows: Rows) -> Iterator[Chart]:
+    counts: dict[str, dict[str, float]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name.startswith("slice/") and name.endswith("/count"):
+                tag, _, tagged = name.removeprefix("slice/").removesuffix("/count").partition("/")
+                of_tag = counts.setdefault(tag, {})
+                of_tag[tagged] = of_tag.get(tagged, 0.0) + value
+    for tag, found in counts.items():
+        values = sorted(found, key=lambda value: (-found[value], value))[:_MAX_LINES]
+        lines = [Series(value, _column(rows, f"slice/{tag}/{value}/reward")) for value in values]
+        says = "mean reward" + (
+            f", of the {len(values)} most frequent of {len(found)}" if len(found) > len(values) else ""
+        )
+        yield Chart(f"Reward by {tag}", says, _steps(rows), tuple(lines))
+
+
+def _probe_charts(report: RunReport) -> Iterator[Chart]:
+    rows = report.probes
+    for view in report.perspectives:
+        start = f"probe/{view.name}/"
+        kinds = dict.fromkeys(
+            name.removeprefix(start) for row in rows for name in row if name.startswith(start)
+        )
+        passed = Series("in the right order", _column(rows, f"{start}pass_rate"))
+        if "pass_rate" in kinds:
+            says = "share of the pairs of texts that the judge put in the right order"
+            yield Chart(f"Probes passed: {view.name}", says, _steps(rows), (passed,), 0, 1)
+        attacks = [kind for kind in kinds if kind not in ("pass_rate", "failed")]
+        highest = sorted(attacks, key=lambda kind: -max(row.get(start + kind, 0.0) for row in rows))[
+            :_MAX_LINES
+        ]
+        if highest:
+            says = "share of the scale that an attack earns" + (
+                f"; the {len(highest)} that earn most of {len(attacks)}"
+                if len(attacks) > len(highest)
+                else ""
+            )
+            lines = tuple(Series(kind, _column(rows, start + kind)) for kind in highest)
+            yield Chart(f"Attacks on {view.name}", says, _steps(rows), lines, 0, 1)
+
+
+def _steps(rows: Rows) -> tuple[int, ...]:
+    return tuple(int(row["step"]) for row in rows)
+
+
+def _column(rows: Rows, metric: str) -> tuple[float | None, ...]:
+    return tuple(_rounded(row.get(metric)) for row in rows)
+
+
+def _rounded(value: float | None) -> float | None:
+    """As many digits as a person reads off a curve, so that the page stays small."""
+    return None if value is None else float(f"{value:.{_DIGITS}g}")
+
+
+# ---- in words --------------------------------------------------------------------------------
+
+
+def waits_in_words(report: RunReport) -> tuple[str, ...]:
+    """Who waited for whom, in sentences."""
+    rows = [row for row in report.metrics if row.get("time/step_s")]
+    if not rows:
+        return ()
+    whole = sum(row["time/step_s"] for row in rows)
+    names = dict.fromkeys(name for row in rows for name in row if _is_phase(name))
+    shares = {_phase(name): sum(row.get(name, 0.0) for row in rows) / whole for name in names}
+    listed = ", ".join(
+        f"{name} {share:.0%}" for name, share in sorted(shares.items(), key=lambda each: -each[1])
+    )
+    sentences = [f"Of the steps' time: {listed}."]
+    waits = [
+        {view.name: row[key] for view in report.perspectives if (key := f"judge/{view.name}/wait_s") in row}
+        for row in rows
+    ]
+    last = [max(wait, key=wait.__getitem__) for wait in waits if wait and max(wait.values()) > 0]
+    if last:
+        name = max(dict.fromkeys(last), key=last.count)
+        mean_s = fmean(wait[name] for wait in waits if name in wait)
+        sentences.append(
+            f"After sampling, the step waited longest for {name} on {last.count(name)} of {len(waits)} steps "
+            f"({mean_s:.1f} s on average): a further replica helps there first."
+        )
+    elif any(waits):
+        sentences.append("No step waited for a judge after sampling.")
+    return tuple(sentences)
