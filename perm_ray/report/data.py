@@ -83,7 +83,7 @@ def read_run(path: Path) -> RunReport:
     notes: list[str] = []
     config, config_text = _config(directory, notes)
     metrics = _metrics(directory, notes)
-    summary = _summary(directory, notes)
+    summary = _summary(directory, len(metrics), notes)
     rollouts = _samples(directory, "step", notes)
     heldout = _heldout(directory, notes)
     for failed in sorted(path.glob("failed_step_*.json")):
@@ -154,7 +154,7 @@ def _metrics(directory: RunDirectory, notes: list[str]) -> tuple[Mapping[str, fl
     return tuple(sorted(lines.rows, key=lambda row: row["step"]))
 
 
-def _summary(directory: RunDirectory, notes: list[str]) -> Mapping[str, Any]:
+def _summary(directory: RunDirectory, num_steps: int, notes: list[str]) -> Mapping[str, Any]:
     file = directory.summary_file
     if not file.is_file():
         notes.append("There is no summary.json: the run is still going on, or it was cut off.")
@@ -166,15 +166,11 @@ def _summary(directory: RunDirectory, notes: list[str]) -> Mapping[str, Any]:
     if not isinstance(summary, dict):
         notes.append("summary.json is not a JSON object and was left out.")
         return {}
-    metrics = directory.metrics_file
-    if metrics.is_file() and metrics.stat().st_mtime > file.stat().st_mtime:
+    steps = summary.get("steps")
+    if isinstance(steps, int) and num_steps > steps:
         notes.append(
-            "metrics.jsonl is newer than summary.json: the run was resumed and goes on, or was cut off; "
-            "status and times are those of the session before."
-        )
-    for failed in sorted(directory.path.glob("failed_step_*.json")):
-        notes.append(
-            f"The run stopped on a step whose batch is in {failed.name}; --replay looks at it alone."
+            f"metrics.jsonl has {num_steps} steps and summary.json {steps}: the run was resumed and goes on, "
+            "or was cut off; status and times are those of the session before."
         )
     return summary
 
@@ -279,10 +275,10 @@ def _essentials(config: Config) -> tuple[tuple[str, str], ...]:
     weights = f"LoRA, rank {trainer.lora.rank}" if trainer.lora.rank else "all weights"
     models = {name: engine.model for name, engine in config.judges.engines.items()}
     models |= {name: endpoint.model for name, endpoint in config.judges.endpoints.items()}
-    judges = [
-        (f"judge: {name}", f"{models.get(pool.engine, pool.engine)}, {pool.scoring.mode}")
-        for name, pool in config.judges.pools.items()
-    ]
+    alike: dict[str, list[str]] = {}
+    for name, pool in config.judges.pools.items():
+        alike.setdefault(f"{models.get(pool.engine, pool.engine)}, {pool.scoring.mode}", []).append(name)
+    judges = [(f"judge of {', '.join(names)}", judge) for judge, names in alike.items()]
     return (
         ("policy", config.policy.model),
         ("trained", f"{weights}, lr {trainer.lr:g}, {trainer.schedule}"),

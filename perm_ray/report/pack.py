@@ -36,14 +36,20 @@ def pack_rollouts(report: RunReport) -> str:
     return base64.b64encode(packed).decode("ascii")
 
 
-def frame_of(completion: str, analysis: str | None, response: str | None) -> str:
-    """`completion` with its sections cut out; the whole of it where they cannot be put back exactly."""
+def frame_of(completion: str, analysis: str | None, response: str | None) -> tuple[str, bool]:
+    """`completion` with its sections cut out, and true; or as it is, and false, where they cannot be put back
+    exactly."""
     frame = completion
     for section, mark in ((response, RESPONSE), (analysis, ANALYSIS)):
         if section:
             frame = frame.replace(section, mark, 1)
-    whole = frame.replace(ANALYSIS, analysis or "", 1).replace(RESPONSE, response or "", 1)
-    return frame if whole == completion else completion
+    whole = put_together(frame, analysis, response)
+    return (frame, True) if frame != completion == whole else (completion, False)
+
+
+def put_together(frame: str, analysis: str | None, response: str | None) -> str:
+    """The completion of a frame, as `templates/detail.js` makes it."""
+    return frame.replace(ANALYSIS, analysis or "", 1).replace(RESPONSE, response or "", 1)
 
 
 def scenario_of(messages: Sequence[Message]) -> tuple[str, str, str] | None:
@@ -70,12 +76,14 @@ class _Packer:
 
     def add(self, row: SampleRow, heldout: bool) -> None:
         reward = row.reward
+        frame, framed = frame_of(row.completion, row.analysis, row.response)
         columns: dict[str, object] = {
             "heldout": int(heldout),
             "step": row.step,
             "scenario": self._scenario(row),
             "index": row.index,
-            "frame": self._text(frame_of(row.completion, row.analysis, row.response)),
+            "frame": self._text(frame),
+            "framed": int(framed),
             "analysis": self._text(row.analysis),
             "response": self._text(row.response),
             "reward": _short(reward and reward.value),

@@ -89,7 +89,12 @@ def sample_row(row: dict[str, Any]) -> SampleRow:
         judgments={str(name): _judgment(name, value) for name, value in row["judgments"].items()},
         reward=None
         if reward is None
-        else Reward(**{key: _number(reward[key]) for key in ("value", "empathy", "bystander", "length")}),
+        else Reward(
+            value=_number(reward["value"]),
+            empathy=_number(reward["empathy"]),
+            bystander=_number(reward["bystander"]),
+            length=_number(reward["length"]),
+        ),
         masked_because=str(row["masked_because"]),
         ambiguous=tuple(map(str, row["ambiguous"])),
         advantage=_number(row["advantage"]),

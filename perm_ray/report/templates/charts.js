@@ -5,6 +5,8 @@ const WIDE = { ...BOX, width: 780, height: 220 };
 
 function drawCharts(specs, places, onPick) {
   const charts = specs.map((spec, i) => drawChart(spec, places[i]));
+  const window = Math.max(0, ...charts.map((chart) => smoothing(chart.steps)));
+  if (window) document.getElementById("how-to").append(` The thick line is a mean over ${2 * window + 1} steps.`);
   const showAll = oncePerFrame((step) => charts.forEach((chart) => chart.show(step)));
   for (const chart of charts) {
     const { svg, steps } = chart;
@@ -29,6 +31,7 @@ function drawCharts(specs, places, onPick) {
 function drawChart(spec, place) {
   const box = spec.kind === "stack" ? WIDE : BOX;
   const { steps, series } = spec;
+  series.forEach((line, i) => { line.color ??= i; });
   const half = spec.kind === "stack" ? 0.5 : 0;
   const first = steps[0] - half;
   const span = steps[steps.length - 1] + half - first;
@@ -86,12 +89,17 @@ function valueAxis(spec) {
     const room = Math.abs(high) * 0.1 || 1;
     [low, high] = [spec.low === 0 && low === 0 ? 0 : low - room, high + room];
   }
-  const rough = (high - low) / 3;
+  return { low, high, ...roundTicks(low, high) };
+}
+
+// Three to six round numbers between two.
+function roundTicks(low, high, least = 0) {
+  const rough = Math.max(least, (high - low) / 4);
   const unit = 10 ** Math.floor(Math.log10(rough));
-  const tick = [1, 2, 5, 10].map((factor) => factor * unit).find((size) => size >= rough) ?? rough;
+  const tick = [1, 2, 5, 10].map((factor) => factor * unit).find((size) => size >= rough * 0.7);
   const ticks = [];
   for (let k = Math.ceil(low / tick - 1e-9); k * tick <= high + tick * 1e-9; k++) ticks.push(k * tick);
-  return { low, high, ticks, tick };
+  return { ticks, tick };
 }
 
 function grid(box, axis, steps, x, y) {
@@ -102,9 +110,10 @@ function grid(box, axis, steps, x, y) {
     group.append(drawing("line", { x1: box.left, x2: box.width - box.right, y1: y(tick), y2: y(tick) }));
     group.append(drawing("text", { x: box.left - 6, y: y(tick) + 4, "text-anchor": "end" }, text));
   }
-  const num = Math.min(steps.length, 5);
-  const shown = new Set(Array.from({ length: num }, (_, k) => steps[num > 1 ? Math.round((k * (steps.length - 1)) / (num - 1)) : 0]));
-  for (const step of shown) group.append(drawing("text", { x: x(step), y: box.height - 6, "text-anchor": "middle" }, step));
+  const last = steps[steps.length - 1];
+  const round = roundTicks(steps[0], last, 1);
+  const shown = round.ticks.filter((step) => step - steps[0] > round.tick / 2);
+  for (const step of [steps[0], ...shown]) group.append(drawing("text", { x: x(step), y: box.height - 6, "text-anchor": "middle" }, step));
   return group;
 }
 
@@ -122,12 +131,25 @@ function lineOf(line, spec, steps, x, y) {
       at.reverse();
     }
     const points = at.map((i) => `${x(steps[i]).toFixed(1)},${y(line.values[i]).toFixed(1)}`);
-    if (points.length > 1) shapes.push(drawing("polyline", { class: `line c${line.color}`, points: points.join(" ") }));
+    const window = smoothing(steps);
+    if (points.length > 1) shapes.push(drawing("polyline", { class: `line c${line.color}${window ? " raw" : ""}`, points: points.join(" ") }));
+    if (points.length > 1 && window) {
+      const mean = at.map((i) => {
+        const around = line.values.slice(Math.max(start, i - window), Math.min(end, i + window + 1));
+        return `${x(steps[i]).toFixed(1)},${y(around.reduce((sum, value) => sum + value, 0) / around.length).toFixed(1)}`;
+      });
+      shapes.push(drawing("polyline", { class: `line c${line.color}`, points: mean.join(" ") }));
+    }
     if (points.length === 1 || steps.length <= 12) {
       for (const i of at) shapes.push(drawing("circle", { class: `dot c${line.color}`, cx: x(steps[i]), cy: y(line.values[i]), r: 2.5 }));
     }
   }
   return shapes;
+}
+
+// Of many steps, a moving mean over so many on either side is drawn upon the values; 0: it is not.
+function smoothing(steps) {
+  return steps.length > 60 ? Math.round(steps.length / 40) : 0;
 }
 
 function runsOf(values) {

@@ -8,9 +8,10 @@ function textOf(data, number) {
 }
 
 function completionOf(data, i) {
-  const { frame, analysis, response } = data.rows;
-  const put = (text, mark, part) => (part < 0 ? text : text.replace(mark, () => data.texts[part]));
-  return put(put(data.texts[frame[i]], ANALYSIS, analysis[i]), RESPONSE, response[i]);
+  const { frame, framed, analysis, response } = data.rows;
+  const text = data.texts[frame[i]];
+  const put = (whole, mark, part) => whole.replace(mark, () => textOf(data, part) ?? "");
+  return framed[i] ? put(put(text, ANALYSIS, analysis[i]), RESPONSE, response[i]) : text;
 }
 
 function scenarioPart(data, i) {
@@ -112,11 +113,13 @@ function distribution(view, p, perMille) {
   const words = perMille.map((value, k) => `${view.low + k}: ${Math.round(value / 10)}%`).join(", ");
   const num = perMille.length;
   if (num > 21) return element("p", { class: "soft" }, words);
-  const svg = drawing("svg", { class: "distribution", viewBox: `0 0 ${num * 20} 46`, role: "img", "aria-label": `probabilities: ${words}` });
+  const svg = drawing("svg", { class: "distribution", viewBox: `0 0 ${num * 28} 58`, width: num * 28, height: 58, role: "img", "aria-label": `probabilities: ${words}` });
   perMille.forEach((value, k) => {
     const height = (value / 1000) * 30;
-    svg.append(drawing("rect", { class: `bar c${p}`, x: k * 20 + 3, width: 14, y: 32 - height, height }));
-    svg.append(drawing("text", { x: k * 20 + 10, y: 43, "text-anchor": "middle" }, view.low + k));
+    const middle = { x: k * 28 + 14, "text-anchor": "middle" };
+    svg.append(drawing("rect", { class: `bar c${p}`, x: k * 28 + 5, width: 18, y: 44 - height, height }));
+    svg.append(drawing("text", { ...middle, y: 56 }, view.low + k));
+    if (value >= 50) svg.append(drawing("text", { ...middle, y: 41 - height, class: "share" }, `${Math.round(value / 10)}%`));
   });
   return svg;
 }

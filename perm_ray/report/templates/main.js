@@ -42,7 +42,12 @@ async function start() {
   setTimeout(() => { data.lowered ??= data.texts.map((text) => text.toLowerCase()); }, 200);
 }
 
-start().then(() => {
-  document.documentElement.dataset.ready = "yes";
-  performance.mark("report-ready");
-});
+start()
+  .catch((error) => {
+    document.getElementById("unpacking").textContent = `The rollouts cannot be shown (${error.message}): make the page again.`;
+    throw error;
+  })
+  .finally(() => requestAnimationFrame(() => setTimeout(() => {
+    document.documentElement.dataset.ready = "yes";
+    performance.mark("report-ready");
+  })));

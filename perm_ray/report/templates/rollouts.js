@@ -175,13 +175,13 @@ function optionOf(data, i) {
   const { rows } = data;
   const scores = data.perspectives.map((view, p) => {
     const score = data.judgments[view.name].score[i];
-    return element("span", { class: "mini", title: view.name }, element("span", { class: `swatch c${p}` }), figure(score, view.high > 20 ? 0 : 1));
+    return element("span", { class: "mini", title: view.name }, element("span", { class: `swatch c${p}` }), element("span", { class: "soft" }, view.name.slice(0, 3)), " ", figure(score, view.high > 20 ? 0 : 1));
   });
   const reward = rows.reward[i] === null ? element("span", { class: "badge bad" }, "masked") : element("strong", {}, signed(rows.reward[i], 2));
   const snippet = textOf(data, rows.response[i]) ?? textOf(data, rows.analysis[i]) ?? completionOf(data, i);
   return [
-    element("div", { class: "line" }, element("span", {}, `step ${rows.step[i]} · ${data.scenarios[rows.scenario[i]].id} #${rows.index[i]}`), reward),
-    element("div", { class: "line" }, element("span", { class: "minis" }, scores), rows.ambiguous[i].length ? element("span", { class: "badge" }, "ambiguous") : null),
+    element("div", { class: "line" }, element("span", {}, `step ${rows.step[i]} · ${data.scenarios[rows.scenario[i]].id} #${rows.index[i]}`), element("span", {}, rows.ambiguous[i].length ? [element("span", { class: "badge" }, "ambiguous"), " "] : null, reward)),
+    element("div", { class: "minis" }, scores),
     element("div", { class: "snippet", dir: "auto" }, snippet.slice(0, 160)),
   ];
 }
