@@ -21,8 +21,11 @@ function drawCharts(specs, places, onPick) {
       const moves = { ArrowRight: at + 1, ArrowLeft: at - 1, PageUp: at + page, PageDown: at - page, Home: 0, End: last };
       if (event.key === "Enter") onPick(steps[at]);
       else if (event.key === "Escape") showAll(null);
-      else if (event.key in moves) showAll(steps[Math.min(last, Math.max(0, moves[event.key]))]);
-      else return;
+      else if (event.key in moves) {
+        const step = steps[Math.min(last, Math.max(0, moves[event.key]))];
+        chart.show(step); // at once: the next key may come before the next frame
+        showAll(step);
+      } else return;
       event.preventDefault();
     });
   }

@@ -27,15 +27,19 @@ function startBrowser(data) {
     count.textContent = `${found.length.toLocaleString("en")} of ${training.length.toLocaleString("en")} rollouts`;
     list.show(found, found.includes(chosen) ? chosen : null);
   }
-  form.addEventListener("input", apply);
+  const applyFromTop = () => {
+    chosen = null;
+    apply();
+  };
+  // A filter leaves the chosen rollout chosen if it can; another order begins at its top.
+  form.addEventListener("input", (event) => (event.target.name === "sort" ? applyFromTop() : apply()));
   form.addEventListener("submit", (event) => event.preventDefault());
-  form.addEventListener("reset", () => setTimeout(apply));
+  form.addEventListener("reset", () => setTimeout(applyFromTop)); // the fields are cleared after the event
   for (const button of document.querySelectorAll("[data-preset]")) {
     button.addEventListener("click", () => {
       form.reset();
-      chosen = null;
       preset(form, button.dataset.preset);
-      apply();
+      applyFromTop();
     });
   }
   apply();
@@ -44,9 +48,8 @@ function startBrowser(data) {
     detail,
     showStep(step) {
       form.reset();
-      chosen = null;
       form.elements.step_low.value = form.elements.step_high.value = step;
-      apply();
+      applyFromTop();
       document.getElementById("rollouts").scrollIntoView();
       list.box.focus({ preventScroll: true });
     },
