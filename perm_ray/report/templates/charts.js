@@ -123,6 +123,7 @@ function grid(box, axis, steps, x, y) {
 // A gap in the values is a gap in the line; a value alone between gaps is a dot.
 function lineOf(line, spec, steps, x, y) {
   const shapes = [];
+  const window = smoothing(steps);
   for (const [start, end] of runsOf(line.values)) {
     const at = Array.from({ length: end - start }, (_, k) => start + k);
     if (line.band.length) {
@@ -134,25 +135,27 @@ function lineOf(line, spec, steps, x, y) {
       at.reverse();
     }
     const points = at.map((i) => `${x(steps[i]).toFixed(1)},${y(line.values[i]).toFixed(1)}`);
-    const window = smoothing(steps);
     if (points.length > 1) shapes.push(drawing("polyline", { class: `line c${line.color}${window ? " raw" : ""}`, points: points.join(" ") }));
-    if (points.length > 1 && window) {
-      const mean = at.map((i) => {
-        const around = line.values.slice(Math.max(start, i - window), Math.min(end, i + window + 1));
-        return `${x(steps[i]).toFixed(1)},${y(around.reduce((sum, value) => sum + value, 0) / around.length).toFixed(1)}`;
-      });
-      shapes.push(drawing("polyline", { class: `line c${line.color}`, points: mean.join(" ") }));
-    }
     if (points.length === 1 || steps.length <= 12) {
-      for (const i of at) shapes.push(drawing("circle", { class: `dot c${line.color}`, cx: x(steps[i]), cy: y(line.values[i]), r: 2.5 }));
+      for (const i of at) shapes.push(drawing("circle", { class: `dot c${line.color}`, cx: x(steps[i]), cy: y(line.values[i]), r: window ? 1.2 : 2.5 }));
     }
   }
+  if (window) shapes.push(drawing("polyline", { class: `line c${line.color}`, points: movingMean(line.values, window).map(([i, value]) => `${x(steps[i]).toFixed(1)},${y(value).toFixed(1)}`).join(" ") }));
   return shapes;
 }
 
 // Of many steps, a moving mean over so many on either side is drawn upon the values; 0: it is not.
 function smoothing(steps) {
   return steps.length > 60 ? Math.round(steps.length / 40) : 0;
+}
+
+// Over the values there are, gaps passed over: [place, mean] for each of them.
+function movingMean(values, window) {
+  return values.flatMap((value, i) => {
+    if (value === null) return [];
+    const around = values.slice(Math.max(0, i - window), i + window + 1).filter((each) => each !== null);
+    return [[i, around.reduce((sum, each) => sum + each, 0) / around.length]];
+  });
 }
 
 function runsOf(values) {
