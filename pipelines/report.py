@@ -39,7 +39,13 @@ def run(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
     from perm_ray.report.data import read_run
 
-    report = read_run(options.run_directory)
+    try:
+        report = read_run(options.run_directory)
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or options.run_directory} cannot be read ({error.strerror}): give yourself the "
+            "right to read the run directory."
+        ) from error
     out = write_page(report, options.out or options.run_directory / NAME)
     print(out)
     if options.open:

@@ -7,11 +7,20 @@ does not have is left out, and `Curves.left_out` says so.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-from perm_ray.report.data import PerspectiveView, RunReport
+from perm_ray.report.data import RunReport
+from perm_ray.report.plans import (
+    Plan,
+    answer_plans,
+    judge_plans,
+    load_plans,
+    perspective_plans,
+    policy_plans,
+    reward_plans,
+)
 
 Rows = Sequence[Mapping[str, float]]
 Kind = Literal["line", "stack"]
@@ -57,28 +66,16 @@ class Curves:
     left_out: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """A chart before the metrics are looked up: its lines are (name, metric), or with a band's metric."""
-
-    title: str
-    says: str
-    lines: Sequence[tuple[str, ...]]
-    low: float | None = None
-    high: float | None = None
-    colors: Sequence[int] = field(default=())
-
-
 def curves_of(report: RunReport) -> Curves:
     """Every chart that the run has the metrics for."""
     left_out: list[str] = []
     perspectives = report.perspectives
     plans = {
-        "Reward": _reward_plans(),
-        "Perspectives": _perspective_plans(perspectives),
-        "Answers": _answer_plans(),
-        "Policy": _policy_plans(),
-        "Judges": _judge_plans(perspectives),
+        "Reward": reward_plans(),
+        "Perspectives": perspective_plans(perspectives),
+        "Answers": answer_plans(),
+        "Policy": policy_plans(),
+        "Judges": judge_plans(perspectives),
     }
     sections = []
     for title, section in plans.items():
@@ -88,125 +85,14 @@ def curves_of(report: RunReport) -> Curves:
         sections.append(Section(title, charts))
     sections.append(Section("Slices", tuple(_slice_charts(report.metrics))))
     sections.append(Section("Probes", tuple(_probe_charts(report))))
-    timeline = (*_stage_charts(report.metrics), *_drawn(_load_plans(perspectives), report.metrics, left_out))
+    timeline = (*_stage_charts(report.metrics), *_drawn(load_plans(perspectives), report.metrics, left_out))
     return Curves(tuple(section for section in sections if section.charts), timeline, tuple(left_out))
-
-
-# ---- the plans -------------------------------------------------------------------------------
-
-
-def _reward_plans() -> list[_Plan]:
-    parts = [(part, f"reward/{part}") for part in ("empathy", "bystander", "length")]
-    return [
-        _Plan(
-            "Reward",
-            "mean of the step's rollouts, and one standard deviation around it",
-            [("reward", "reward/mean", "reward/std")],
-        ),
-        _Plan("Reward's parts", "they add up to the reward", parts),
-    ]
-
-
-def _perspective_plans(perspectives: Sequence[PerspectiveView]) -> list[_Plan]:
-    return [
-        _Plan(
-            each.name.capitalize(),
-            f"mean score of what was judged, from {each.low:g} to {each.high:g}, and one standard deviation",
-            [(each.name, f"judge/{each.name}/mean", f"judge/{each.name}/std")],
-            low=each.low,
-            high=each.high,
-            colors=(number,),
-        )
-        for number, each in enumerate(perspectives)
-    ]
-
-
-def _answer_plans() -> list[_Plan]:
-    shares = [
-        ("both sections", "format/valid"),
-        ("cut at the limit", "rollout/truncated"),
-        ("judge markup removed", "guard/removed"),
-    ]
-    groups = [("nothing to teach", "group/zero_variance"), ("drawn instead", "group/resampled")]
-    return [
-        _Plan("Completion length", "mean, in tokens", [("tokens", "rollout/length_mean")], low=0),
-        _Plan("Form of the answers", "shares of the step's completions", shares, low=0, high=1),
-        _Plan(
-            "Masked rollouts",
-            "not learned from, since a judgment is missing",
-            [("masked", "rollout/masked")],
-            low=0,
-        ),
-        _Plan("Groups", "with equal rewards, and prompts that were drawn instead", groups, low=0),
-    ]
-
-
-def _policy_plans() -> list[_Plan]:
-    apart = [("mean", "policy/logprob_diff_mean"), ("max", "policy/logprob_diff_max")]
-    ratio = [("mean", "policy/mismatch_mean"), ("max", "policy/mismatch_max")]
-    return [
-        _Plan("KL", "distance from the reference model, in nats a token", [("KL", "policy/kl")], low=0),
-        _Plan("Entropy", "of a token, in nats", [("entropy", "policy/entropy")], low=0),
-        _Plan("Gradient norm", "before clipping", [("norm", "policy/grad_norm")], low=0),
-        _Plan("Learning rate", "of the step's last update", [("lr", "policy/lr")], low=0),
-        _Plan("Loss", "of the objective; it need not fall", [("loss", "policy/loss")]),
-        _Plan(
-            "Clipped tokens",
-            "share of tokens at the ratio's bounds",
-            [("clipped", "policy/clip_fraction")],
-            low=0,
-        ),
-        _Plan(
-            "Sampler against trainer", "how far the log-probabilities of the same tokens differ", apart, low=0
-        ),
-        _Plan("Sampler against trainer, ratio", "trainer's probability over the sampler's", ratio, low=0),
-    ]
-
-
-def _judge_plans(perspectives: Sequence[PerspectiveView]) -> list[_Plan]:
-    def each(metric: str) -> list[tuple[str, str]]:
-        return [(view.name, f"judge/{view.name}/{metric}") for view in perspectives]
-
-    return [
-        _Plan(
-            "Failed judgments", "no score though asked, the unreadable ones included", each("failed"), low=0
-        ),
-        _Plan(
-            "Unparseable judgments", "the judge answered, and not with a score", each("unparseable"), low=0
-        ),
-        _Plan("Skipped judgments", "the answer lacks the section to be judged", each("skipped"), low=0),
-        _Plan("Probability of a valid answer", "the judges' mass on the scale", each("mass"), low=0, high=1),
-        _Plan("Judges' entropy", "of the distribution over scores, in nats", each("entropy"), low=0),
-    ]
-
-
-def _load_plans(perspectives: Sequence[PerspectiveView]) -> list[_Plan]:
-    def each(metric: str) -> list[tuple[str, str]]:
-        return [(view.name, f"judge/{view.name}/{metric}") for view in perspectives]
-
-    together = [("all at once", "judge/busy_together")]
-    return [
-        _Plan(
-            "Waiting for judges", "seconds the step waited for a pool after sampling", each("wait_s"), low=0
-        ),
-        _Plan(
-            "Busy judges",
-            "share of the judging time with work running",
-            [*each("busy"), *together],
-            low=0,
-            high=1,
-        ),
-        _Plan("Time of a judgment", "mean, in seconds", each("latency_s"), low=0),
-        _Plan(
-            "Sampling speed", "tokens a second, all engines", [("tokens/s", "rollout/tokens_per_s")], low=0
-        ),
-    ]
 
 
 # ---- from plans and rows to charts -----------------------------------------------------------
 
 
-def _drawn(plans: Sequence[_Plan], rows: Rows, left_out: list[str]) -> Iterator[Chart]:
+def _drawn(plans: Sequence[Plan], rows: Rows, left_out: list[str]) -> Iterator[Chart]:
     steps = _steps(rows)
     for plan in plans:
         found = []
@@ -326,7 +212,8 @@ def waits_in_words(report: RunReport) -> tuple[str, ...]:
     listed = ", ".join(
         f"{name} {share:.0%}" for name, share in sorted(shares.items(), key=lambda each: -each[1])
     )
-    sentences = [f"Of the steps' time: {listed}."]
+    overlap = " They overlap." if sum(shares.values()) > 1.02 else ""
+    sentences = [f"Of the steps' time: {listed}.{overlap}"]
     waits = [
         {view.name: row[key] for view in report.perspectives if (key := f"judge/{view.name}/wait_s") in row}
         for row in rows

@@ -68,8 +68,7 @@ def page(browser: Browser, run: Path) -> Iterator[Page]:
 
 def fill(page: Page, **fields: str) -> None:
     """Choose and write, as a person does, from a form that is clear."""
-    page.locator("#filters button[type=reset]").click()
-    page.wait_for_timeout(20)
+    page.locator("#clear").click()
     for name, value in fields.items():
         field = page.locator(f"#filters [name={name}]")
         if field.evaluate("node => node.tagName") == "SELECT":
@@ -94,7 +93,7 @@ def name(row: SampleRow) -> str:
 
 
 def chosen(page: Page) -> str:
-    return page.locator("#rollout-detail h3").inner_text()
+    return page.locator("#rollout-detail h3").inner_text().removesuffix(" link")
 
 
 # ---- the page as a whole ----------------------------------------------------------------------
@@ -261,6 +260,20 @@ def test_the_detail_says_why(page: Page, rows: tuple[SampleRow, ...]) -> None:
         assert all(criterion in card for criterion in judgment.criteria)
     assert row.analysis is not None
     assert row.analysis in text
+
+
+def test_a_rollout_has_a_link_that_opens_it(browser: Browser, page: Page, run: Path) -> None:
+    fill(page, step_low="7", step_high="7", text="kitchen")
+    assert page.evaluate("CSS.highlights.get('found').size") > 0
+    link = page.locator("#rollout-detail a.link").get_attribute("href") or ""
+    assert link.startswith("#rollout/7/train-")
+    title = chosen(page)
+    other = browser.new_page()
+    other.goto((run / "report.html").as_uri() + link)
+    other.wait_for_selector("html[data-ready]", state="attached")
+    assert chosen(other) == title
+    assert count(other) == 384
+    other.close()
 
 
 def test_a_group_is_read_answer_by_answer(page: Page) -> None:

@@ -3,7 +3,13 @@
 let browser = null;
 let heldout = null;
 
-drawCharts(JSON.parse(document.getElementById("chart-data").textContent), document.querySelectorAll("[data-chart]"), (step) => browser?.showStep(step));
+// Before the first step there are held-out answers and probes only.
+function readStep(step) {
+  if (step > 0) browser?.showStep(step);
+  else document.getElementById("heldout").scrollIntoView();
+}
+
+drawCharts(JSON.parse(document.getElementById("chart-data").textContent), document.querySelectorAll("[data-chart]"), readStep);
 
 document.addEventListener("keydown", (event) => {
   const typing = event.target instanceof Element && event.target.matches("input, select, textarea");
@@ -37,6 +43,8 @@ async function start() {
     document.getElementById("browser").hidden = false;
     browser = startBrowser(data);
     status.hidden = true;
+    browser.showLinked(location.hash);
+    addEventListener("hashchange", () => browser.showLinked(location.hash));
   } else status.textContent = "The run has no rollouts of training steps yet.";
   // The first search need not wait for this.
   setTimeout(() => { data.lowered ??= data.texts.map((text) => text.toLowerCase()); }, 200);

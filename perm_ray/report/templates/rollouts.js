@@ -13,6 +13,7 @@ function startBrowser(data) {
     chosen = i;
     detail.replaceChildren(...(i === null ? [element("p", { class: "soft" }, "No rollout fits these filters.")] : rolloutDetail(data, i, groups, (other) => pick(other))));
     detail.scrollTop = 0;
+    markFound(detail, wantedText(form));
   };
   const list = pagedList(document.getElementById("rollout-list"), "Rollouts", (i) => optionOf(data, i), show, () => detail.focus());
   const pick = (i) => (list.has(i) ? list.choose(i) : show(i));
@@ -34,7 +35,10 @@ function startBrowser(data) {
   // A filter leaves the chosen rollout chosen if it can; another order begins at its top.
   form.addEventListener("input", (event) => (event.target.name === "sort" ? applyFromTop() : apply()));
   form.addEventListener("submit", (event) => event.preventDefault());
-  form.addEventListener("reset", () => setTimeout(applyFromTop)); // the fields are cleared after the event
+  document.getElementById("clear").addEventListener("click", () => {
+    form.reset();
+    applyFromTop();
+  });
   for (const button of document.querySelectorAll("[data-preset]")) {
     button.addEventListener("click", () => {
       form.reset();
@@ -52,6 +56,14 @@ function startBrowser(data) {
       applyFromTop();
       document.getElementById("rollouts").scrollIntoView();
       list.box.focus({ preventScroll: true });
+    },
+    showLinked(hash) {
+      const i = training.find((each) => linkOf(data, each) === hash);
+      if (i === undefined) return;
+      form.reset();
+      applyFromTop();
+      list.choose(i);
+      detail.scrollIntoView();
     },
   };
 }
@@ -131,9 +143,13 @@ function filterOf(data, form) {
   if (form.elements.ambiguous.checked) tests.push((i) => rows.ambiguous[i].length > 0);
   const status = form.elements.status.value;
   if (status) tests.push(statusTest(data, columns, status));
-  const text = form.elements.text.value.trim().toLowerCase();
+  const text = wantedText(form);
   if (text) tests.push(textTest(data, text));
   return (i) => tests.every((test) => test(i));
+}
+
+function wantedText(form) {
+  return form.elements.text.value.trim().toLowerCase();
 }
 
 function statusTest(data, columns, status) {
@@ -189,6 +205,32 @@ function optionOf(data, i) {
   ];
 }
 
+// Marks what was searched for, where the browser can do that without touching the text.
+function markFound(root, wanted) {
+  if (!CSS.highlights) return;
+  CSS.highlights.delete("found");
+  if (!wanted) return;
+  const ranges = [];
+  const walker = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const node = walker.currentNode;
+    const text = node.data.toLowerCase();
+    if (text.length !== node.data.length) continue; // a letter whose small form is longer: places do not agree
+    for (let at = text.indexOf(wanted); at >= 0; at = text.indexOf(wanted, at + wanted.length)) {
+      const range = new Range();
+      range.setStart(node, at);
+      range.setEnd(node, at + wanted.length);
+      ranges.push(range);
+    }
+  }
+  CSS.highlights.set("found", new Highlight(...ranges));
+}
+
+function linkOf(data, i) {
+  const { step, scenario, index } = data.rows;
+  return `#rollout/${step[i]}/${encodeURIComponent(data.scenarios[scenario[i]].id)}/${index[i]}`;
+}
+
 function rolloutDetail(data, i, groups, pick) {
   const { rows } = data;
   const scenario = data.scenarios[rows.scenario[i]];
@@ -199,7 +241,7 @@ function rolloutDetail(data, i, groups, pick) {
     return button;
   });
   return [
-    element("h3", {}, `Step ${rows.step[i]}, ${scenario.id}, answer #${rows.index[i]}`),
+    element("h3", {}, `Step ${rows.step[i]}, ${scenario.id}, answer #${rows.index[i]} `, element("a", { class: "link", href: linkOf(data, i) }, "link")),
     ...rewardPart(data, i).filter(Boolean),
     siblings.length > 1 ? element("div", { class: "presets", role: "group", "aria-label": "The answers of this group" }, element("span", { class: "soft" }, "the group:"), buttons) : null,
     scenarioPart(data, i),
