@@ -59,10 +59,11 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Curves:
-    """All charts, in sections; where the time went; and what could not be drawn."""
+    """All charts, in sections; where the time went; metrics that no chart has; what could not be drawn."""
 
     sections: tuple[Section, ...]
     timeline: tuple[Chart, ...]
+    others: tuple[Chart, ...]
     left_out: tuple[str, ...]
 
 
@@ -85,8 +86,15 @@ def curves_of(report: RunReport) -> Curves:
         sections.append(Section(title, charts))
     sections.append(Section("Slices", tuple(_slice_charts(report.metrics))))
     sections.append(Section("Probes", tuple(_probe_charts(report))))
-    timeline = (*_stage_charts(report.metrics), *_drawn(load_plans(perspectives), report.metrics, left_out))
-    return Curves(tuple(section for section in sections if section.charts), timeline, tuple(left_out))
+    load = load_plans(perspectives)
+    timeline = (*_stage_charts(report.metrics), *_drawn(load, report.metrics, left_out))
+    drawn = [plan for section in (*plans.values(), load) for plan in section]
+    return Curves(
+        tuple(section for section in sections if section.charts),
+        timeline,
+        tuple(_other_charts(report, drawn)),
+        tuple(left_out),
+    )
 
 
 # ---- from plans and rows to charts -----------------------------------------------------------
@@ -183,6 +191,17 @@ def _probe_charts(report: RunReport) -> Iterator[Chart]:
             )
             lines = tuple(Series(kind, _column(rows, start + kind)) for kind in highest)
             yield Chart(f"Attacks on {view.name}", says, _steps(rows), lines, 0, 1)
+
+
+def _other_charts(report: RunReport, drawn: Sequence[Plan]) -> Iterator[Chart]:
+    """A chart for each metric that no plan names: also of those that this file has never heard of."""
+    known = {metric for plan in drawn for line in plan.lines for metric in line[1:]}
+    for span in report.spans:
+        if span.name not in known and not span.name.startswith("slice/") and not _is_phase(span.name):
+            values = _column(report.metrics, span.name)
+            yield Chart(
+                span.name, "", _steps(report.metrics), (Series(span.name.rpartition("/")[2], values),)
+            )
 
 
 def _steps(rows: Rows) -> tuple[int, ...]:

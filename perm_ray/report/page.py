@@ -87,10 +87,13 @@ def _data_block(value: object) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _charts(curves: Curves) -> list[dict[str, object]]:
+def _charts(curves: Curves) -> dict[str, list[dict[str, object]]]:
     """In the order in which the template has places for them."""
     charts = [chart for section in curves.sections for chart in section.charts]
-    return [asdict(chart) for chart in (*charts, *curves.timeline)]
+    return {
+        "charts": [asdict(chart) for chart in (*charts, *curves.timeline)],
+        "others": [asdict(chart) for chart in curves.others],
+    }
 
 
 def _main_spans(report: RunReport) -> list[Span]:

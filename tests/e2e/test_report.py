@@ -114,6 +114,10 @@ def test_the_page_draws_without_an_error_and_asks_nobody(browser: Browser, run: 
     assert charts > 25
     assert page.locator("[data-chart] > svg[role=slider]").count() == charts
     assert page.locator("[data-chart]").first.locator("polyline").count() == 1
+    page.locator("#others > summary").click()
+    page.wait_for_selector("[data-other] > svg")
+    assert page.locator("[data-other] > svg").count() == page.locator("[data-other]").count() > 20
+    assert complaints == []
     page.close()
 
 

@@ -104,6 +104,10 @@ def test_the_curves_are_those_of_the_metrics(whole: Path) -> None:
     # What this run does not have is said, and not drawn.
     assert "Sampler against trainer, ratio" not in charts
     assert any("policy/mismatch_max" in line for line in curves.left_out)
+    # Every metric of the run has its place.
+    others = {chart.title for chart in curves.others}
+    assert "judge/bystander/cache_hit" in others
+    assert others.isdisjoint({"reward/mean", "reward/std", "policy/kl", "time/train_s"})
 
 
 def test_the_stages_add_up_to_the_step(whole: Path) -> None:

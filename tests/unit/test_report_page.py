@@ -64,7 +64,9 @@ class Page(HTMLParser):
 
     @property
     def charts(self) -> list[dict[str, Any]]:
-        return json.loads(self.scripts[0])
+        """In the order of their places, the ones that are drawn on demand last."""
+        drawings = json.loads(self.scripts[0])
+        return [*drawings["charts"], *drawings["others"]]
 
     @property
     def rollouts(self) -> dict[str, Any]:
@@ -127,7 +129,7 @@ def test_the_page_holds_summary_curves_and_rollouts(page: Page, run: Path) -> No
     report = read_run(run)
     for text in ("FINISHED", "4 of 4 steps", "reward/mean", "Reward, paired over", "config.yaml", "1e-06"):
         assert text in page.text
-    places = [attributes for _, attributes in page.elements if "data-chart" in attributes]
+    places = [attributes for _, attributes in page.elements if {"data-chart", "data-other"} & set(attributes)]
     assert len(places) == len(page.charts)
     rows = page.rollouts["rows"]
     assert rows["heldout"].count(0) == len(report.rollouts) == 64

@@ -6,7 +6,8 @@ const WIDE = { ...BOX, width: 780, height: 220 };
 function drawCharts(specs, places, onPick) {
   const charts = specs.map((spec, i) => drawChart(spec, places[i]));
   const window = Math.max(0, ...charts.map((chart) => smoothing(chart.steps)));
-  if (window) document.getElementById("how-to").append(` The thick line is a mean over ${2 * window + 1} steps.`);
+  const note = document.getElementById("thick");
+  if (window && note) note.textContent = `The thick line is a mean over ${2 * window + 1} steps.`;
   const showAll = oncePerFrame((step) => charts.forEach((chart) => chart.show(step)));
   for (const chart of charts) {
     const { svg, steps } = chart;
@@ -43,7 +44,7 @@ function drawChart(spec, place) {
   const axis = valueAxis(spec);
   const y = (value) => box.top + (1 - (value - axis.low) / (axis.high - axis.low)) * (box.height - box.top - box.bottom);
   const svg = drawing("svg", { viewBox: `0 0 ${box.width} ${box.height}`, tabindex: 0, role: "slider",
-    "aria-label": `${spec.title}, ${spec.says}`, "aria-valuemin": steps[0], "aria-valuemax": steps[steps.length - 1] });
+    "aria-label": spec.says ? `${spec.title}, ${spec.says}` : spec.title, "aria-valuemin": steps[0], "aria-valuemax": steps[steps.length - 1] });
   svg.append(grid(box, axis, steps, x, y));
   if (spec.kind === "stack") svg.append(bars(series, steps, x, y, axis, inner / Math.max(1, span)));
   else series.forEach((line) => svg.append(...lineOf(line, spec, steps, x, y)));

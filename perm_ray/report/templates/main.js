@@ -9,7 +9,9 @@ function readStep(step) {
   else document.getElementById("heldout").scrollIntoView();
 }
 
-drawCharts(JSON.parse(document.getElementById("chart-data").textContent), document.querySelectorAll("[data-chart]"), readStep);
+const drawings = JSON.parse(document.getElementById("chart-data").textContent);
+drawCharts(drawings.charts, document.querySelectorAll("[data-chart]"), readStep);
+document.getElementById("others")?.addEventListener("toggle", () => drawCharts(drawings.others, document.querySelectorAll("[data-other]"), readStep), { once: true });
 
 document.addEventListener("keydown", (event) => {
   const typing = event.target instanceof Element && event.target.matches("input, select, textarea");
