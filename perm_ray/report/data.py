@@ -278,7 +278,7 @@ def _essentials(config: Config) -> tuple[tuple[str, str], ...]:
     alike: dict[str, list[str]] = {}
     for name, pool in config.judges.pools.items():
         alike.setdefault(f"{models.get(pool.engine, pool.engine)}, {pool.scoring.mode}", []).append(name)
-    judges = [(f"judge of {', '.join(names)}", judge) for judge, names in alike.items()]
+    judges = [("judge", f"{judge}, of {', '.join(names)}") for judge, names in alike.items()]
     return (
         ("policy", config.policy.model),
         ("trained", f"{weights}, lr {trainer.lr:g}, {trainer.schedule}"),

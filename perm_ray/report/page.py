@@ -45,7 +45,6 @@ def report_page(report: RunReport) -> str:
         waits=waits_in_words(report),
         curves=curves,
         main_spans=_main_spans(report),
-        other_spans=[span for span in report.spans if span not in _main_spans(report)],
         evaluation_rows=_evaluation_rows(report, slices=False),
         slice_rows=_evaluation_rows(report, slices=True),
         style=Markup(style),

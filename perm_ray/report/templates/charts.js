@@ -89,7 +89,7 @@ function valueAxis(spec) {
   if (spec.kind === "stack" || (spec.low === 0 && low >= 0 && low < high / 2)) low = 0;
   if (spec.low !== null) low = Math.max(low, spec.low);
   if (spec.high !== null) high = Math.min(high, spec.high);
-  if (!(high > low)) {
+  if (!(high - low > 1e-9 * Math.max(Math.abs(low), Math.abs(high)))) { // flat, but for the last bits
     const room = Math.abs(high) * 0.1 || 1;
     [low, high] = [spec.low === 0 && low === 0 ? 0 : low - room, high + room];
   }

@@ -48,11 +48,12 @@ async function start() {
     browser.showLinked(location.hash);
     addEventListener("hashchange", () => browser.showLinked(location.hash));
   } else status.textContent = "The run has no rollouts of training steps yet.";
-  // The first search need not wait for this.
-  setTimeout(() => { data.lowered ??= data.texts.map((text) => text.toLowerCase()); }, 200);
+  return data;
 }
 
+let unpackedData = null;
 start()
+  .then((data) => { unpackedData = data; })
   .catch((error) => {
     document.getElementById("unpacking").textContent = `The rollouts cannot be shown (${error.message}): make the page again.`;
     throw error;
@@ -60,4 +61,5 @@ start()
   .finally(() => requestAnimationFrame(() => setTimeout(() => {
     document.documentElement.dataset.ready = "yes";
     performance.mark("report-ready");
+    setTimeout(() => unpackedData && lowered(unpackedData)); // so that the first search need not
   })));

@@ -161,10 +161,14 @@ function statusTest(data, columns, status) {
   return (i) => columns.some((column) => column.status[i] === wanted);
 }
 
+function lowered(data) {
+  data.lowered ??= data.texts.map((text) => text.toLowerCase());
+  return data.lowered;
+}
+
 // Every text stands once in the data, so each is looked at once, however many rows have it.
 function textTest(data, wanted) {
-  data.lowered ??= data.texts.map((text) => text.toLowerCase());
-  const hits = Uint8Array.from(data.lowered, (text) => (text.includes(wanted) ? 1 : 0));
+  const hits = Uint8Array.from(lowered(data), (text) => (text.includes(wanted) ? 1 : 0));
   const hit = (number) => number >= 0 && hits[number] === 1;
   const scenarios = data.scenarios.map((each) => each.id.toLowerCase().includes(wanted) || (each.parts ?? each.messages.map(([, text]) => text)).some(hit));
   const { scenario, frame, analysis, response, masked } = data.rows;
