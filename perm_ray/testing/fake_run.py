@@ -64,7 +64,7 @@ _WORDS = (
 def write_fake_run(path: Path, num_steps: int, rollouts_per_step: int, seed: int = 0) -> Path:
     """Write the run; returns `path`. Rewards rise, judges fail now and then, some answers lack a section.
 
-    `rollouts_per_step` is cut to whole groups of 8 (smaller ones only if it is less than that).
+    `rollouts_per_step`, 2 or more, is cut to whole groups of 8 (or is one group, if it is less than that).
     """
     return FakeRun(seed, num_steps, rollouts_per_step).write(path)
 

@@ -34,9 +34,10 @@ function prose(tag, text) {
 }
 
 function rewardPart(data, i) {
-  const { reward, empathy, bystander, length, masked, advantage, version, tokens, finish, ambiguous } = data.rows;
+  const { heldout, reward, empathy, bystander, length, masked, advantage, version, tokens, finish, ambiguous } = data.rows;
+  const learned = heldout[i] ? "" : `advantage ${signed(advantage[i])} · `; // nothing is learned from held-out answers
   const facts = element("p", { class: "facts soft" },
-    `advantage ${signed(advantage[i])} · policy version ${version[i]} · ${tokens[i]} tokens · ended by ${textOf(data, finish[i])}`);
+    `${learned}policy version ${version[i]} · ${tokens[i]} tokens · ended by ${textOf(data, finish[i])}`);
   const value = reward[i] === null
     ? element("p", { class: "reward" }, element("span", { class: "badge bad" }, "masked"), " ", textOf(data, masked[i]) || "no reward")
     : element("p", { class: "reward" }, "reward ", element("strong", {}, signed(reward[i])),
