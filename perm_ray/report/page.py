@@ -61,7 +61,7 @@ def number(value: float | None) -> str:
     if value is None:
         return ""
     if value and abs(value) < 0.01:
-        return f"{value:.2e}"
+        return f"{value:.3g}"
     return f"{value:,.3f}" if abs(value) < 10_000 else f"{value:,.0f}"
 
 

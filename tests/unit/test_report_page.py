@@ -198,7 +198,7 @@ def test_numbers_are_written_for_people() -> None:
     assert [number(value) for value in (0.0, 1.5, 1e-6, 12345.6, None)] == [
         "0.000",
         "1.500",
-        "1.00e-06",
+        "1e-06",
         "12,346",
         "",
     ]
