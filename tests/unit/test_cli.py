@@ -249,6 +249,7 @@ def test_a_verb_nobody_knows_is_answered_with_the_verbs(tmp_path: Path) -> None:
         (["benchmark", "--help"], (*HEAVY, "ray")),
         (["plan", "--help"], (*HEAVY, "ray", "omegaconf")),
         (["plan"], (*HEAVY, "ray")),
+        (["report", "--help"], (*HEAVY, "ray", "omegaconf", "jinja2")),
         (["train", "--dry-run"], HEAVY),
     ],
 )

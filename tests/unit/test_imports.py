@@ -41,7 +41,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ),
     ("ray_session", "jobs"),
     ("weight_sync", "checkpoint", "collect", "tracking", "evaluation", "judging", "planning"),
-    ("runtime", "doctor"),
+    ("runtime", "doctor", "report"),
     # Above all that they imitate, and nothing below the command line can reach them.
     ("driver", "driver_async", "testing"),
     ("pipelines",),
