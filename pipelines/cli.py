@@ -14,6 +14,7 @@ from perm_ray.errors import Interrupted, PermRayError, UserError
 VERBS = {
     "train": "train a policy with PERM's reward",
     "judge": "judge texts without a policy: score, probe, calibrate, compare",
+    "feedback": "what people said in MLflow of a run: pull",
     "benchmark": "measure on this machine: loop, rollout, judging, learning, checkpoint, trainer",
 }
 

@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -22,9 +22,11 @@ from perm_ray.placement import authenticate
 from pipelines import CONFIGS
 
 if TYPE_CHECKING:
+    from perm_ray.driver import Driver
     from perm_ray.run_state import RunState
     from perm_ray.runtime import Models, RunPlan
     from perm_ray.signals import StopSignals
+    from perm_ray.tracking.registry import Candidate
     from perm_ray.tracking.run_directory import RunDirectory
     from perm_ray.tracking.tracker import EndState
 
@@ -110,6 +112,7 @@ def train_plan(plan: RunPlan, resume: Path | None) -> int:
         state, checkpoint = checkpoints.load(checkpoint_of(resume)[1])
         check_agrees(state.without_weights(), fresh)  # what can be told before any model is loaded
         if state.step >= config.run.steps and RunDirectory(path).finished:
+            _send_the_rest(config, path, state)
             print(
                 f"{path} is finished: {state.step} of {config.run.steps} steps are done, nothing to resume."
             )
@@ -135,6 +138,18 @@ def train_plan(plan: RunPlan, resume: Path | None) -> int:
     return 0
 
 
+def _send_the_rest(config: Config, path: Path, state: RunState) -> None:
+    """Give MLflow what it did not take while the run went on."""
+    from perm_ray.tracking.mlflow_client import TrackedRun
+    from perm_ray.tracking.mlflow_tracker import open_tracker
+    from perm_ray.tracking.spool import SPOOL_NAME
+
+    if config.tracking.mlflow and (path / SPOOL_NAME).is_file():
+        tracked = TrackedRun.read(path)
+        run_id = tracked.run_id if tracked is not None else state.mlflow_run_id
+        open_tracker(config, path.name, path, run_id, {**state.contents, **state.weights}).finish("FINISHED")
+
+
 def _drive(
     plan: RunPlan,
     models: Models,
@@ -148,12 +163,17 @@ def _drive(
 
     from perm_ray.driver import Driver
     from perm_ray.runtime import running
+    from perm_ray.tracking.mlflow_client import TrackedRun
     from perm_ray.tracking.mlflow_tracker import open_tracker
     from perm_ray.tracking.progress import RunProgress
+    from perm_ray.tracking.registry import register_policy
     from perm_ray.tracking.summary import print_summary, summarise
 
     console = Console()
-    tracker = open_tracker(plan.config, directory.name, directory.path, state.mlflow_run_id)
+    contents = {**state.contents, **state.weights}
+    tracked = TrackedRun.read(directory.path)  # newer than the checkpoint's, which may have been made before
+    run_id = tracked.run_id if tracked is not None else state.mlflow_run_id
+    tracker = open_tracker(plan.config, directory.name, directory.path, run_id, contents)
     status: EndState = "FAILED"
     summary_extra: dict[str, object] = {"run_directory": str(directory.path), "mlflow_uri": tracker.uri}
     started = time.monotonic()
@@ -175,6 +195,7 @@ def _drive(
                     driver.settle()
                     raise
                 summary_extra["evaluation"] = driver.evaluation
+        candidate = _describe_policy(plan.config, models, directory, contents, driver)
         status = "FINISHED"
     except Interrupted:
         status = "KILLED"
@@ -185,6 +206,31 @@ def _drive(
         summary = summarise(directory.read_metrics(), status, wall_time_s, summary_extra)
         directory.write_summary(summary)
         print_summary(summary, console)
+    registered = register_policy(plan.config, directory.path, candidate)
+    if registered is not None:
+        console.print(f"Model:  {registered}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _describe_policy(
+    config: Config, models: Models, directory: RunDirectory, contents: Mapping[str, str], driver: Driver
+) -> Candidate:
+    """Write the exported policy's card, and say what the model registry needs to know of it."""
+    from perm_ray.files import write_text_atomic
+    from perm_ray.tracking.model_card import TrainedPolicy, heldout_reward, model_card
+    from perm_ray.tracking.registry import Candidate, measure_of
+
+    state = driver.state
+    policy = TrainedPolicy(directory.name, state.step, contents, driver.evaluation, state.packages)
+    card = model_card(config, policy)
+    write_text_atomic(directory.policy / "README.md", card)
+    return Candidate(
+        folder=directory.policy,
+        card=card,
+        step=state.step,
+        reward=heldout_reward(driver.evaluation),
+        measure=measure_of(config, contents),
+        example=models.train_prompts[0].messages,
+    )
 
 
 if __name__ == "__main__":

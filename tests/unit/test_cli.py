@@ -247,6 +247,7 @@ def test_a_verb_nobody_knows_is_answered_with_the_verbs(tmp_path: Path) -> None:
         (["--help"], (*HEAVY, "ray", "omegaconf")),
         (["train", "--help"], (*HEAVY, "ray")),
         (["benchmark", "--help"], (*HEAVY, "ray")),
+        (["feedback", "pull", "--help"], (*HEAVY, "ray", "omegaconf")),
         (["train", "--dry-run"], HEAVY),
     ],
 )
