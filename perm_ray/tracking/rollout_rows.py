@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from perm_ray.config.redact import redact
+from perm_ray.files import json_line
 from perm_ray.tracking.chosen import Chosen
 from perm_ray.tracking.samples import judgment_row
 
@@ -14,13 +16,9 @@ Row = Mapping[str, Any]
 
 
 def chosen_rows(chosen: Sequence[Chosen]) -> list[Row]:
-    """A row for each, without secrets."""
-    rows = []
-    for entry in chosen:
-        row = redact(_row(entry))
-        assert isinstance(row, dict)
-        rows.append(row)
-    return rows
+    """A row for each, without secrets, and in what JSON and UTF-8 can hold."""
+    lines = [json_line(redact(_row(entry))) for entry in chosen]
+    return [json.loads(line.encode("utf-8", errors="replace")) for line in lines]
 
 
 def trace_key(run_id: str, step: int, row: Row) -> bytes:
