@@ -149,8 +149,10 @@ class MlflowTracker:
             try:
                 record = self._in_hand = self._queue.get(timeout=self._wait_s())
             except Empty:
-                self._attempt(connect)
-                self._replay(connect)
+                if len(self._spool):
+                    self._replay(connect)
+                else:
+                    self._attempt(connect)
                 continue
             if record.kind == "end":
                 self._finish_sending(connect, record)
