@@ -24,6 +24,7 @@ from perm_ray.types import Message
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
 
 _LOG = logging.getLogger(__name__)
 _BOUND_S = 900.0
@@ -104,14 +105,16 @@ def register(uri: str, run: TrackedRun, name: str, candidate: Candidate, scratch
     A copy of the policy is made in `scratch` for as long as it takes. Raises what MLflow raises.
     """
     client = connect(uri)
-    model_id = _log_model(client, run, name, candidate, scratch)
+    model = _log_model(client, run, name, candidate, scratch)
     _create_model(client, name)
     tags = {_MEASURE_TAG: candidate.measure, "step": str(candidate.step)}
     if candidate.reward is not None:
         tags[_REWARD_TAG] = repr(candidate.reward)
     told = f"Trained for {candidate.step} steps. The model card is README.md among its files."
+    # By its place: `models:/<id>` would be looked up with MLflow's global tracking URI.
+    source, model_id = model.artifact_location, model.model_id
     version = client.create_model_version(
-        name, f"models:/{model_id}", run.run_id, tags=tags, model_id=model_id, description=told
+        name, source, run.run_id, tags=tags, model_id=model_id, description=told
     ).version
     champion, why = _is_champion(client, name, candidate)
     if champion:
@@ -119,8 +122,10 @@ def register(uri: str, run: TrackedRun, name: str, candidate: Candidate, scratch
     return Registered(name, str(version), champion, why)
 
 
-def _log_model(client: MlflowClient, run: TrackedRun, name: str, candidate: Candidate, scratch: Path) -> str:
-    """The id of the logged model; nothing of it is READY before all of it is there."""
+def _log_model(
+    client: MlflowClient, run: TrackedRun, name: str, candidate: Candidate, scratch: Path
+) -> LoggedModel:
+    """The logged model; it is not READY before all of it is there."""
     from mlflow.entities import LoggedModelOutput
 
     figures = {} if candidate.reward is None else {_REWARD_TAG: repr(candidate.reward)}
@@ -138,7 +143,7 @@ def _log_model(client: MlflowClient, run: TrackedRun, name: str, candidate: Cand
         shutil.rmtree(folder, ignore_errors=True)
     client.finalize_logged_model(model.model_id, "READY")
     client.log_outputs(run.run_id, [LoggedModelOutput(model.model_id, candidate.step)])
-    return model.model_id
+    return model
 
 
 def _save(folder: Path, model_id: str, run_id: str, candidate: Candidate) -> None:
