@@ -135,10 +135,12 @@ class MlflowTracker:
         self._spool.compact()
         kept = len(self._spool)
         if kept or self._num_lost:
-            self._warn(
+            told = (
                 f"MLflow at {self.uri} did not take {kept + self._num_lost} records"
                 f"{'' if self._ended else ', the end state among them'} ({cause_of(self._last_error)})."
             )
+            resume = f"perm-ray train --resume {self._directory}"
+            self._warn(f"{told} {self._spool.path} keeps {kept} of them: {resume} sends them.")
 
     # ---- the sending thread -----------------------------------------------------------------
 
@@ -216,7 +218,11 @@ class MlflowTracker:
             pause_s = min(_FIRST_PAUSE_S * 2 ** (self._failures - 1), _MAX_PAUSE_S)
             self._next_try_s = time.monotonic() + pause_s
             if self._failures == _TRIES_BEFORE_WARNING:
-                self._warn(f"MLflow at {self.uri} is out of reach ({cause_of(error)}).")
+                self._warn(
+                    f"MLflow at {self.uri} is out of reach ({cause_of(error)}). Training goes on; "
+                    f"{self._spool.path} keeps what MLflow should get until it answers, at the latest when "
+                    f"the run is resumed: perm-ray train --resume {self._directory}"
+                )
             return False
         self._failures = 0
         return True
@@ -237,17 +243,11 @@ class MlflowTracker:
                 else:
                     self._num_lost += 1
 
-    def _warn(self, what: str) -> None:
+    def _warn(self, text: str) -> None:
         """The one warning of a run."""
         if not self._warned:
             self._warned = True
-            _LOG.warning(
-                "%s Training goes on. %s has what MLflow should get; it is sent when MLflow answers, at the "
-                "latest by perm-ray train --resume %s",
-                what,
-                self._spool.path,
-                self._directory,
-            )
+            _LOG.warning("%s", text)
 
 
 def _left_in(queue: SimpleQueue[Record]) -> list[Record]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from perm_ray.background import in_background
 from perm_ray.config.schema import Config
+from perm_ray.errors import Interrupted
 from perm_ray.files import json_line, text_digest
 from perm_ray.run_state import package_versions
 from perm_ray.tracking.mlflow_client import TrackedRun, cause_of, connect, tracking_uri
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _BOUND_S = 900.0
 CHAMPION = "champion"
+_SCRATCH = ".model-"
 _REWARD_TAG = "heldout_reward"
 _MEASURE_TAG = "heldout_measure"
 
@@ -88,6 +90,8 @@ def register_policy(config: Config, directory: Path, candidate: Candidate) -> Re
         uri = tracking_uri(config.tracking, directory)
         work = in_background(lambda: register(uri, run, name, candidate, directory), "mlflow-registry")
         return work.result(timeout=_BOUND_S)
+    except Interrupted:
+        raise
     except Exception as error:
         _LOG.warning(
             "MLflow did not take the policy as a version of %s (%s). The run is finished, and the policy is "
@@ -132,7 +136,9 @@ def _log_model(
     model = client.create_logged_model(
         run.experiment_id, name, run.run_id, params=figures, model_type="text-generation"
     )
-    folder = Path(tempfile.mkdtemp(dir=scratch, prefix=".model-"))
+    for left_by_a_kill in scratch.glob(f"{_SCRATCH}*"):
+        shutil.rmtree(left_by_a_kill, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(dir=scratch, prefix=_SCRATCH))
     try:
         _save(folder / "model", model.model_id, run.run_id, candidate)
         client.log_model_artifacts(model.model_id, str(folder / "model"))
