@@ -47,6 +47,7 @@ def gather(config: Config, contents: Mapping[str, str]) -> RunFacts:
         "environment.json": environment(),
         "data.json": {"digest": data_digest(contents), "contents": dict(contents)},
     }
+    # Of the source tree; for an installed package, of the folder that the run was started in.
     git = git_state(_SOURCE if (_SOURCE / ".git").exists() else Path.cwd())
     if git is not None:
         documents["git.json"] = git
