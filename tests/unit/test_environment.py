@@ -100,6 +100,7 @@ def test_params_are_few_and_masked() -> None:
 
 _TRACK = """
 import sys
+import time
 from pathlib import Path
 from perm_ray.config.load import load_config
 from perm_ray.testing.fakes import fake_completion, fake_group, fake_rollout
@@ -110,6 +111,10 @@ config = load_config(folder / "config.yaml")
 tracker = open_tracker(config, "night", folder, None, {"data": "1"})
 said = "see https://me:hunter2@host/a?api_key=hunter2"
 rollout = fake_rollout(fake_completion("one", 0, said), {"resonation": 3.0}, 0.5, said)
+for _ in range(1000):  # a busy machine may take longer to import MLflow than `finish` waits
+    if tracker.run_id is not None:
+        break
+    time.sleep(0.1)
 tracker.log_step(1, {"reward/mean": 0.5})
 tracker.log_rollouts(1, [fake_group("one", [rollout])])
 tracker.finish("FINISHED")

@@ -17,7 +17,7 @@ from perm_ray.config.schema import Config, SamplesConfig, TrackingConfig
 from perm_ray.testing.fakes import fake_completion, fake_group, fake_rollout
 from perm_ray.testing.mlflow_server import write_mlflow_database
 from perm_ray.tracking.environment import run_params
-from perm_ray.tracking.mlflow_client import TrackedRun, connect, tracking_uri
+from perm_ray.tracking.mlflow_client import TrackedRun, connect, open_experiment, tracking_uri
 from perm_ray.tracking.mlflow_tracker import MlflowTracker, open_tracker
 from perm_ray.tracking.spool import Record, Spool
 from perm_ray.types import RolloutGroup
@@ -104,7 +104,7 @@ def test_a_run_its_resume_and_its_end_states(directory: Path, caplog: pytest.Log
 
 def test_a_run_that_is_gone_is_begun_anew(directory: Path) -> None:
     client = client_of(directory)
-    deleted = client.create_run(client.create_experiment("perm_ray")).info.run_id
+    deleted = client.create_run(open_experiment(client, Config().tracking, directory)).info.run_id
     client.delete_run(deleted)
     for lost in (deleted, "0" * 32):
         tracker = start(directory, Config(), lost)
