@@ -121,6 +121,9 @@ class Driver:
             }
             self._save_s = 0.0
             self._record(step, metrics)
+            shown_every = run.config.tracking.samples.every
+            if shown_every and step % shown_every == 0:
+                run.tracker.log_rollouts(step, collected.sampled)
             self.state = replace(self.state, step=step, sampler=run.sampler.state())
 
     def _collect(self, step: int) -> Collected:

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -23,9 +23,11 @@ from perm_ray.ray_session import authenticate
 from pipelines import CONFIGS
 
 if TYPE_CHECKING:
+    from perm_ray.driver import Driver
     from perm_ray.run_state import RunState
     from perm_ray.runtime import Models, RunPlan
     from perm_ray.signals import StopSignals
+    from perm_ray.tracking.registry import Candidate
     from perm_ray.tracking.run_directory import RunDirectory
     from perm_ray.tracking.tracker import EndState
 
@@ -111,6 +113,7 @@ def train_plan(plan: RunPlan, resume: Path | None) -> int:
         state, checkpoint = checkpoints.load(checkpoint_of(resume)[1])
         check_agrees(state.without_weights(), fresh)  # what can be told before any model is loaded
         if state.step >= config.run.steps and RunDirectory(path).finished:
+            _send_the_rest(config, path, state)
             print(
                 f"{path} is finished: {state.step} of {config.run.steps} steps are done, nothing to resume."
             )
@@ -136,9 +139,23 @@ def train_plan(plan: RunPlan, resume: Path | None) -> int:
     return 0
 
 
-def _mlflow_run(state: RunState) -> str | None:
-    """The MLflow run to go on with: a resumed run's own, or the one that `perm-ray submit` opened."""
-    return state.mlflow_run_id or os.environ.get("PERM_RAY_MLFLOW_RUN_ID")
+def _mlflow_run(directory: Path, state: RunState) -> str | None:
+    """The MLflow run to go on with: this run's own, or the one that `perm-ray submit` opened for it."""
+    from perm_ray.tracking.mlflow_client import TrackedRun
+
+    tracked = TrackedRun.read(directory)  # newer than the checkpoint's, which may have been made before
+    own = tracked.run_id if tracked is not None else state.mlflow_run_id
+    return own or os.environ.get("PERM_RAY_MLFLOW_RUN_ID")
+
+
+def _send_the_rest(config: Config, path: Path, state: RunState) -> None:
+    """Give MLflow what it did not take while the run went on."""
+    from perm_ray.tracking.mlflow_tracker import open_tracker
+    from perm_ray.tracking.spool import SPOOL_NAME
+
+    if config.tracking.mlflow and (path / SPOOL_NAME).is_file():
+        run_id = _mlflow_run(path, state)
+        open_tracker(config, path.name, path, run_id, {**state.contents, **state.weights}).finish("FINISHED")
 
 
 def _drive(
@@ -156,10 +173,13 @@ def _drive(
     from perm_ray.runtime import running
     from perm_ray.tracking.mlflow_tracker import open_tracker
     from perm_ray.tracking.progress import RunProgress
+    from perm_ray.tracking.registry import register_policy
     from perm_ray.tracking.summary import print_summary, summarise
 
     console = Console()
-    tracker = open_tracker(plan.config, directory.name, directory.path, _mlflow_run(state))
+    contents = {**state.contents, **state.weights}
+    run_id = _mlflow_run(directory.path, state)
+    tracker = open_tracker(plan.config, directory.name, directory.path, run_id, contents)
     status: EndState = "FAILED"
     summary_extra: dict[str, object] = {"run_directory": str(directory.path), "mlflow_uri": tracker.uri}
     started = time.monotonic()
@@ -181,6 +201,7 @@ def _drive(
                     driver.settle()
                     raise
                 summary_extra["evaluation"] = driver.evaluation
+        candidate = _describe_policy(plan.config, models, directory, contents, driver)
         status = "FINISHED"
     except Interrupted:
         status = "KILLED"
@@ -191,6 +212,31 @@ def _drive(
         summary = summarise(directory.read_metrics(), status, wall_time_s, summary_extra)
         directory.write_summary(summary)
         print_summary(summary, console)
+    registered = register_policy(plan.config, directory.path, candidate)
+    if registered is not None:
+        console.print(f"Model:  {registered}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _describe_policy(
+    config: Config, models: Models, directory: RunDirectory, contents: Mapping[str, str], driver: Driver
+) -> Candidate:
+    """Write the exported policy's card, and say what the model registry needs to know of it."""
+    from perm_ray.files import write_text_atomic
+    from perm_ray.tracking.model_card import TrainedPolicy, heldout_reward, model_card
+    from perm_ray.tracking.registry import Candidate, measure_of
+
+    state = driver.state
+    policy = TrainedPolicy(directory.name, state.step, contents, driver.evaluation, state.packages)
+    card = model_card(config, policy)
+    write_text_atomic(directory.policy / "README.md", card)
+    return Candidate(
+        folder=directory.policy,
+        card=card,
+        step=state.step,
+        reward=heldout_reward(driver.evaluation),
+        measure=measure_of(config, contents),
+        example=models.train_prompts[0].messages,
+    )
 
 
 if __name__ == "__main__":

@@ -132,12 +132,31 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class SamplesConfig:
+    """Rollouts shown in MLflow: `count` of them every `every` steps. `every: 0` turns it off."""
+
+    every: int = 10
+    count: int = 12
+
+    def __post_init__(self) -> None:
+        at_least_zero("tracking.samples", self, "every")
+        positive("tracking.samples", self, "count")
+
+
+@dataclass(frozen=True)
 class TrackingConfig:
     """MLflow. `mlflow_uri: null` is an sqlite file in the run directory."""
 
     mlflow: bool = True
     mlflow_uri: Optional[str] = None
     experiment: str = "perm_ray"
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
+    register_model: Optional[str] = None
+
+    def __post_init__(self) -> None:
+        name = self.register_model
+        plain = name is None or (bool(name.strip()) and not set(name) & set("/:"))
+        require(plain, "tracking.register_model", "a name without '/' and ':'", name)
 
 
 @dataclass(frozen=True)

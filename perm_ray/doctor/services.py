@@ -88,7 +88,7 @@ def _mlflow(config: TrackingConfig) -> Finding:
     uri = redact_text(config.mlflow_uri)
     if not config.mlflow_uri.startswith("http"):
         return ok("mlflow", uri)
-    from perm_ray.tracking.mlflow_tracker import connect, tracking_uri
+    from perm_ray.tracking.mlflow_client import connect, tracking_uri
 
     # Fault boundary, the tracking server: whatever MLflow raises is a finding.
     try:

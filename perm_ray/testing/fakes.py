@@ -19,7 +19,21 @@ from perm_ray.judges.pool import JudgePool
 from perm_ray.judges.routing import Router
 from perm_ray.perspectives.perspective import Perspective
 from perm_ray.rollout.pool import RolloutPool
-from perm_ray.types import Completion, FinishReason, Judgment, Message, Prompt, Scenario, Turn
+from perm_ray.types import (
+    Completion,
+    FinishReason,
+    Judgment,
+    Message,
+    Prompt,
+    Reward,
+    Rollout,
+    RolloutGroup,
+    Scenario,
+    Sections,
+    Status,
+    TokenUsage,
+    Turn,
+)
 
 Judge = Callable[[str, JudgeTask], Judgment]
 
@@ -44,6 +58,40 @@ def fake_completion(
         text = f"# Analysis\nShe is proud.{again}\n# Response\nHow lovely!{again}"
     logprobs = (-0.5,) * len(token_ids)
     return Completion(scenario_id, index, text, tuple(token_ids), logprobs, version, FinishReason.STOP)
+
+
+def fake_rollout(
+    completion: Completion,
+    scores: Mapping[str, float | None],
+    reward: float | None,
+    reason: str = "She is seen.",
+) -> Rollout:
+    """A judged completion, scores on a scale of 5; a perspective whose score is None has failed."""
+    judgments = {
+        name: Judgment(
+            name,
+            Status.FAILED if score is None else Status.OK,
+            score=score,
+            reason="The call failed." if score is None else reason,
+            latency_s=0.25,
+            tokens=TokenUsage(100, 50, 7),
+            judge="fake-judge",
+        )
+        for name, score in scores.items()
+    }
+    parts = {name: score / 5 for name, score in scores.items() if score is not None}
+    return Rollout(
+        completion,
+        Sections("She is proud.", f"How lovely, {completion.scenario_id} {completion.index}!"),
+        judgments,
+        None if reward is None else Reward(reward, reward, 0.0, 0.0, parts),
+        "" if reward is not None else "a judgment failed",
+    )
+
+
+def fake_group(scenario_id: str, rollouts: Sequence[Rollout]) -> RolloutGroup:
+    """The rollouts of one made-up scenario, without advantages."""
+    return RolloutGroup(fake_prompt(scenario_id), tuple(rollouts), (0.0,) * len(rollouts))
 
 
 @dataclass(frozen=True, slots=True)

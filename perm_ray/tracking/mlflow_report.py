@@ -13,7 +13,7 @@ from pathlib import Path
 from perm_ray.config.redact import redact_text
 from perm_ray.config.schema import TrackingConfig
 from perm_ray.errors import RunError
-from perm_ray.tracking.mlflow_tracker import connect, open_experiment, tracking_uri
+from perm_ray.tracking.mlflow_client import connect, open_experiment, tracking_uri
 
 
 def log_report(

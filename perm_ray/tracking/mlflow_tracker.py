@@ -1,100 +1,57 @@
 """MLflow, in the background: training never waits for it and never fails because of it.
 
-`log_step` puts numbers in a queue; one thread imports MLflow (3 to 5 seconds), opens the run and sends
-a step at a time through an explicit client. While a server is away the queue grows; a step that could
-not be sent after a few tries is dropped, and one warning at the end says how many were. Nothing is
-lost by that: `metrics.jsonl` in the run directory has every step.
+`log_step` and `log_rollouts` put records in a queue; one thread imports MLflow (3 to 5 seconds), opens
+the run and sends them through an explicit client. What cannot be sent goes to a file of the run directory
+(`spool.py`), at once while a server is away, and from there to MLflow when it answers again, at the
+latest when the run is resumed. One warning says so. Nothing else would be lost either: `metrics.jsonl`
+and `samples/` have everything.
 
 On resume the same MLflow run goes on. Points of steps that are run again appear twice in it (MLflow
-cannot delete a point), and parameters keep their first values (it cannot change one); the artifact
-`config.yaml` is that of the latest start.
+cannot delete a point); the artifact `config.yaml` is that of the latest start.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import os
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from queue import Empty, SimpleQueue
 
-from perm_ray.config.load import dump_config
-from perm_ray.config.redact import REDACTED, redact_text
+from perm_ray.config.redact import redact_text
 from perm_ray.config.schema import Config, TrackingConfig
+from perm_ray.tracking.chosen import choose, mean_rewards
+from perm_ray.tracking.environment import RunFacts, gather
+from perm_ray.tracking.mlflow_client import cause_of, tracking_uri
+from perm_ray.tracking.mlflow_run import MlflowRun, is_refused
+from perm_ray.tracking.rollout_rows import chosen_rows
+from perm_ray.tracking.spool import Record, Spool
 from perm_ray.tracking.tracker import EndState, NullTracker, Tracker
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
+from perm_ray.types import RolloutGroup
 
 _LOG = logging.getLogger(__name__)
-_PAUSES_S = (1.0, 4.0, 0.0)  # after each failed try; as many tries as pauses
+_FIRST_PAUSE_S = 1.0  # after a failed try; doubled after each one that follows ...
+_MAX_PAUSE_S = 30.0  # ... up to this
+_TRIES_BEFORE_WARNING = 3
 _FINISH_S = 15.0  # all that `finish` may take
-_DRAIN_S = 10.0  # of which for the steps still queued; the rest is for the end state
-_RUN_ID_S = 20.0
-
-# Set before MLflow is imported, unless the user has set them. Its own retries take minutes and write
-# to the terminal; it prints a URL at the end of a run; and it reports its usage to its makers.
-_ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-}
+_DRAIN_S = 10.0  # of which for the records still there; the rest is for the end state
+_MAX_QUEUED = 1000  # records; what is beyond goes to the spool at once
+_MAX_QUEUED_SAMPLES = 4  # steps with samples; what is beyond is dropped, and counted
 
 
-def open_tracker(config: Config, run_name: str, directory: Path, resume_id: str | None) -> Tracker:
-    """The tracker of a run, started: MLflow, or nothing when `tracking.mlflow` is false."""
-    tracker = MlflowTracker(config.tracking, run_name, directory) if config.tracking.mlflow else NullTracker()
-    tracker.start(config, resume_id)
-    return tracker
+def open_tracker(
+    config: Config, run_name: str, directory: Path, resume_id: str | None, contents: Mapping[str, str]
+) -> Tracker:
+    """The tracker of a run, started: MLflow, or nothing when `tracking.mlflow` is false.
 
-
-def tracking_uri(config: TrackingConfig, directory: Path) -> str:
-    """`tracking.mlflow_uri`, or an sqlite file in the run directory.
-
-    A resumed run reads its own `config.yaml`, where credentials are masked: without the mask, MLflow
-    takes them from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.
+    `contents` names the run's data and models by digest.
     """
-    uri = config.mlflow_uri or f"sqlite:///{directory.absolute() / 'mlflow.db'}"
-    return uri.replace(f"{REDACTED}@", "")
-
-
-def run_params(config: Config) -> dict[str, str]:
-    """The few parameters that people sort runs by; the rest is in the artifact `config.yaml`."""
-    trainer, rollout, rewards = config.trainer, config.rollout, config.rewards
-    params: dict[str, object] = {
-        "policy.model": config.policy.model,
-        "run.seed": config.run.seed,
-        "run.steps": config.run.steps,
-        "data.train": config.data.train,
-        "rollout.prompts_per_step": rollout.prompts_per_step,
-        "rollout.completions_per_prompt": rollout.completions_per_prompt,
-        "rollout.max_completion_tokens": rollout.max_completion_tokens,
-        "rollout.temperature": rollout.temperature,
-        "rewards.combine": rewards.combine,
-        "rewards.bystander_coef": rewards.bystander_coef,
-        "trainer.lr": trainer.lr,
-        "trainer.objective.loss": trainer.objective.loss,
-        "trainer.objective.kl_coef": trainer.objective.kl_coef,
-        "trainer.zero_stage": trainer.zero_stage,
-        "trainer.num_ranks": trainer.num_ranks,
-        "trainer.dtype": trainer.dtype,
-    }
-    for name, pool in config.judges.pools.items():
-        params[f"judges.{name}"] = f"{pool.engine}: {config.judges.model(pool)}"
-    return {name: redact_text(str(value)) for name, value in params.items()}
-
-
-@dataclass(frozen=True)
-class _Step:
-    step: int
-    metrics: Mapping[str, float]
-    time_ms: int
+    tracker = MlflowTracker(config.tracking, run_name, directory) if config.tracking.mlflow else NullTracker()
+    tracker.start(config, resume_id, contents)
+    return tracker
 
 
 class MlflowTracker:
@@ -103,25 +60,33 @@ class MlflowTracker:
     def __init__(self, config: TrackingConfig, run_name: str, directory: Path) -> None:
         self._uri = tracking_uri(config, directory)
         self._config = config
-        self._run_name = run_name
         self._directory = directory.absolute()
-        self._queue: SimpleQueue[_Step | EndState] = SimpleQueue()
+        self._run = MlflowRun(config, self._uri, run_name, self._directory)
+        self._spool = Spool(self._directory)
+        self._queue: SimpleQueue[Record] = SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._tried_to_open = threading.Event()
-        self._finishing = threading.Event()
-        self._drain_until_s = math.inf
-        self._num_logged = 0  # counted by the driver
-        self._num_sent = 0  # counted by the thread
-        self._ended = False
+        # Of the driver's thread.
+        self._earlier_rewards: dict[str, float] = {}
+        # Of the sending thread; the driver's reads them when the run ends.
+        self._facts: RunFacts | None = None
         self._described = False
+        self._in_hand: Record | None = None
+        self._failures = 0
+        self._next_try_s = 0.0
+        self._deadline_s = math.inf
         self._last_error: Exception | None = None
-        self._client: MlflowClient | None = None
-        self._run_id: str | None = None
+        self._ended = False
+        # Of both.
+        self._count_lock = threading.Lock()
+        self._num_queued_samples = 0
+        self._num_dropped_samples = 0
+        self._num_lost = 0
+        self._warned = False
 
-    def start(self, config: Config, resume_id: str | None) -> None:
+    def start(self, config: Config, resume_id: str | None, contents: Mapping[str, str]) -> None:
         # A daemon: a server that does not answer must not keep the process alive.
         self._thread = threading.Thread(
-            target=self._work, args=(config, resume_id), name="mlflow-tracker", daemon=True
+            target=self._work, args=(config, resume_id, contents), name="mlflow-tracker", daemon=True
         )
         self._thread.start()
 
@@ -132,130 +97,167 @@ class MlflowTracker:
 
     @property
     def run_id(self) -> str | None:
-        """The MLflow run, waiting (20 s at most) until it exists; None while MLflow is out of reach."""
-        if self._thread is not None:
-            self._tried_to_open.wait(_RUN_ID_S)
-        return self._run_id
+        """The MLflow run; None until MLflow has it. Does not wait: `mlflow_run.json` has it in time."""
+        return self._run.run_id
+
+    # ---- the driver's thread ----------------------------------------------------------------
 
     def log_step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Queue a step. Numbers that are not finite are left out: they are null in `metrics.jsonl`."""
         finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
-        self._num_logged += 1
-        self._queue.put(_Step(step, finite, time.time_ns() // 1_000_000))
+        record = Record("metrics", step, _now_ms(), finite)
+        if self._queue.qsize() < _MAX_QUEUED:
+            self._queue.put(record)
+        else:
+            self._keep(record)
+
+    def log_rollouts(self, step: int, groups: Sequence[RolloutGroup]) -> None:
+        """Choose and queue a few of a step's rollouts; none when too many are still waiting."""
+        with self._count_lock:
+            if self._num_queued_samples >= _MAX_QUEUED_SAMPLES:
+                self._num_dropped_samples += 1
+                return
+            self._num_queued_samples += 1
+        rows = chosen_rows(choose(groups, self._earlier_rewards, self._config.samples.count))
+        self._earlier_rewards |= mean_rewards(groups)
+        self._queue.put(Record("samples", step, _now_ms(), {"rows": rows}))
 
     def finish(self, status: EndState) -> None:
         if self._thread is None:
             return
-        self._drain_until_s = time.monotonic() + _DRAIN_S
-        self._finishing.set()
-        self._queue.put(status)
+        self._deadline_s = time.monotonic() + _DRAIN_S
+        self._queue.put(Record("end", 0, _now_ms(), {"status": status}))
         self._thread.join(_FINISH_S)
-        unsent = self._num_logged - self._num_sent
-        if unsent or not self._ended:
-            cause = redact_text(str(self._last_error))[:300] if self._last_error else "it is slow"
-            _LOG.warning(
-                "MLflow at %s did not take %d of %d records%s (%s). Training went on; %s has every step.",
-                self.uri,
-                unsent,
-                self._num_logged,
-                "" if self._ended else " nor the run's end state",
-                " ".join(cause.split()),
-                self._directory / "metrics.jsonl",
+        # Something is left when the thread still waits for a server; sent twice is no harm.
+        for record in (self._in_hand, *_left_in(self._queue)):
+            if record is not None:
+                self._keep(record)
+        self._spool.compact()
+        kept = len(self._spool)
+        if kept or self._num_lost:
+            told = (
+                f"MLflow at {self.uri} did not take {kept + self._num_lost} records"
+                f"{'' if self._ended else ', the end state among them'} ({cause_of(self._last_error)})."
             )
+            resume = f"perm-ray train --resume {self._directory}"
+            self._warn(f"{told} {self._spool.path} keeps {kept} of them: {resume} sends them.")
 
-    def _work(self, config: Config, resume_id: str | None) -> None:
-        """The thread: open the run, send what comes, record the end."""
+    # ---- the sending thread -----------------------------------------------------------------
 
-        def open_run() -> None:
-            self._open(resume_id)
-
-        def describe() -> None:
-            self._describe(config)
-
-        def send(item: _Step) -> bool:
-            in_time = time.monotonic() < self._drain_until_s
-            return in_time and self._deliver(open_run, lambda: self._send(item))
-
-        if self._deliver(open_run):
-            self._deliver(describe)
-        while isinstance(item := self._queue.get(), _Step):
-            if send(item):
-                self._num_sent += 1
-            elif self._finishing.is_set():
-                self._drain_until_s = 0.0  # the server is away: drop the rest at once
-        status = item
-        self._ended = self._deliver(open_run, lambda: self._end(status))
-        if self._ended and not self._described:
-            self._deliver(describe)
-
-    def _deliver(self, *calls: Callable[[], None]) -> bool:
-        """Fault boundary, the tracking outage: whatever MLflow raises is kept for the final warning."""
-        for pause_s in _PAUSES_S:
+    def _work(self, config: Config, resume_id: str | None, contents: Mapping[str, str]) -> None:
+        connect = partial(self._connect, config, resume_id, contents)
+        self._attempt(connect)
+        while True:
             try:
-                for call in calls:
-                    call()
-                return True
+                record = self._in_hand = self._queue.get(timeout=self._wait_s())
+            except Empty:
+                if len(self._spool):
+                    self._replay(connect)
+                else:
+                    self._attempt(connect)
+                continue
+            if record.kind == "end":
+                self._finish_sending(connect, record)
+                return
+            self._replay(connect)
+            if len(self._spool) or not self._attempt(connect, partial(self._run.send, record)):
+                self._keep(record)
+            self._in_hand = None
+            if record.kind == "samples":
+                with self._count_lock:
+                    self._num_queued_samples -= 1
+
+    def _finish_sending(self, connect: Callable[[], None], end: Record) -> None:
+        """The last of the queue: what is kept, as far as there is time, and the end state."""
+        self._next_try_s = 0.0  # one try at once, however the last one went
+        self._replay(connect)
+        tags = {"samples.dropped": str(self._num_dropped_samples)} if self._num_dropped_samples else {}
+        self._deadline_s = math.inf  # the end state has its own time; `finish` bounds it
+        if not self._failures or not len(self._spool):
+            self._ended = self._attempt(connect, partial(self._run.end, end.body["status"], tags))
+        if not self._ended:
+            self._keep(end)
+        self._in_hand = None
+
+    def _connect(self, config: Config, resume_id: str | None, contents: Mapping[str, str]) -> None:
+        self._run.open(resume_id)
+        if not self._described:
+            self._facts = self._facts or gather(config, contents)
+            try:
+                self._run.describe(self._facts)
             except Exception as error:
+                if not is_refused(error):
+                    raise
                 self._last_error = error
-            finally:
-                self._tried_to_open.set()
-            if self._finishing.wait(pause_s):  # a run that ends gets one try, without a pause
-                break
-        return False
+                self._num_lost += 1
+            self._described = True
 
-    def _open(self, resume_id: str | None) -> None:
-        if self._run_id is not None:
-            return
-        client = self._client = self._client or connect(self._uri)
-        if resume_id is not None:
-            client.update_run(resume_id, status="RUNNING")
-            self._run_id = resume_id
-            return
-        experiment_id = open_experiment(client, self._config, self._directory)
-        self._run_id = client.create_run(experiment_id, run_name=self._run_name).info.run_id
+    def _replay(self, connect: Callable[[], None]) -> None:
+        """Send what was kept, oldest first, until it is all there or MLflow is not."""
+        while (record := self._spool.first()) is not None:
+            # The end of an earlier session is not that of this one.
+            if record.kind != "end" and not self._attempt(connect, partial(self._run.send, record)):
+                return
+            self._spool.forget_first()
 
-    def _describe(self, config: Config) -> None:
-        from mlflow.entities import Param
+    def _attempt(self, *calls: Callable[[], None]) -> bool:
+        """Make the calls, unless it is too early after a failure or too late: fault boundary, the tracking
+        outage. Returns False when they are to be made again; what MLflow refuses is counted as lost."""
+        now_s = time.monotonic()
+        if now_s < self._next_try_s or now_s > self._deadline_s:
+            return False
+        try:
+            for call in calls:
+                call()
+        except Exception as error:
+            self._last_error = error
+            if is_refused(error) and self._run.run_id is not None:
+                self._num_lost += 1
+                return True
+            self._failures += 1
+            pause_s = min(_FIRST_PAUSE_S * 2 ** (self._failures - 1), _MAX_PAUSE_S)
+            self._next_try_s = time.monotonic() + pause_s
+            if self._failures == _TRIES_BEFORE_WARNING:
+                self._warn(
+                    f"MLflow at {self.uri} is out of reach ({cause_of(error)}). Training goes on; "
+                    f"{self._spool.path} keeps what MLflow should get until it answers, at the latest when "
+                    f"the run is resumed: perm-ray train --resume {self._directory}"
+                )
+            return False
+        self._failures = 0
+        return True
 
-        client, run_id = self._opened()
-        known = client.get_run(run_id).data.params  # a resumed run has them, perhaps with other values
-        params = [Param(name, value) for name, value in run_params(config).items() if name not in known]
-        client.log_batch(run_id, params=params)
-        client.log_text(run_id, dump_config(config), "config.yaml")
-        self._described = True
+    def _wait_s(self) -> float | None:
+        """How long to wait for a record: for ever, unless something is to be tried again."""
+        if not self._failures and not len(self._spool):
+            return None
+        return max(0.01, self._next_try_s - time.monotonic())
 
-    def _send(self, item: _Step) -> None:
-        from mlflow.entities import Metric
+    # ---- both -------------------------------------------------------------------------------
 
-        client, run_id = self._opened()
-        metrics = [Metric(name, value, item.time_ms, item.step) for name, value in item.metrics.items()]
-        client.log_batch(run_id, metrics=metrics)
+    def _keep(self, record: Record) -> None:
+        if not self._spool.append(record):
+            with self._count_lock:
+                if record.kind == "samples":
+                    self._num_dropped_samples += 1
+                else:
+                    self._num_lost += 1
 
-    def _end(self, status: EndState) -> None:
-        client, run_id = self._opened()
-        client.set_terminated(run_id, status)
-
-    def _opened(self) -> tuple[MlflowClient, str]:
-        assert self._client is not None
-        assert self._run_id is not None
-        return self._client, self._run_id
-
-
-def open_experiment(client: MlflowClient, config: TrackingConfig, directory: Path) -> str:
-    """The id of the configured experiment; a new one keeps its files in `directory`, without a server."""
-    experiment = client.get_experiment_by_name(config.experiment)
-    if experiment is not None:
-        return experiment.experiment_id
-    local = None if config.mlflow_uri else (directory.absolute() / "mlartifacts").as_uri()
-    return client.create_experiment(config.experiment, artifact_location=local)
+    def _warn(self, text: str) -> None:
+        """The one warning of a run."""
+        if not self._warned:
+            self._warned = True
+            _LOG.warning("%s", text)
 
 
-def connect(uri: str) -> MlflowClient:
-    """An explicit client: nothing of MLflow's global state is touched."""
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    from mlflow import MlflowClient
+def _left_in(queue: SimpleQueue[Record]) -> list[Record]:
+    left = []
+    while True:
+        try:
+            left.append(queue.get_nowait())
+        except Empty:
+            return left
 
-    for name in ("mlflow", "alembic"):  # they announce every table they create
-        logging.getLogger(name).setLevel(logging.WARNING)
-    return MlflowClient(tracking_uri=uri)
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -2,6 +2,7 @@
 
     runs/<name>/config.yaml  metrics.jsonl  summary.json  samples/step_000001.jsonl
                 samples/heldout_000001.jsonl  checkpoints/  policy/
+                mlflow_run.json  mlflow_spool.jsonl (what MLflow could not be given yet)
 
 The driver creates one at start-up (or resumes one) and writes to it after every step. Each write is
 atomic except the append to `metrics.jsonl`: a line cut short by a kill is dropped when it is read.
@@ -20,7 +21,9 @@ from perm_ray.config.schema import RunConfig
 from perm_ray.errors import CheckpointError, ConfigError, DataError
 from perm_ray.files import json_line, write_json_atomic, write_jsonl_atomic, write_text_atomic
 from perm_ray.tracking.ambiguous import AmbiguityRule
+from perm_ray.tracking.mlflow_client import TrackedRun
 from perm_ray.tracking.samples import ambiguous_rows, sample_rows
+from perm_ray.tracking.spool import SPOOL_NAME, Spool
 from perm_ray.types import RolloutGroup
 
 
@@ -47,6 +50,9 @@ class RunDirectory:
         if path.exists() and not path.is_dir():
             raise ConfigError(f"{path} is a file, and the run needs a directory: choose another run.name.")
         directory._prepare(config_text)
+        # Of a run that was begun here and got nowhere.
+        TrackedRun.forget(path)
+        (path / SPOOL_NAME).unlink(missing_ok=True)
         return directory
 
     @classmethod
@@ -62,6 +68,7 @@ class RunDirectory:
         for samples in directory.samples.glob("*_*.jsonl"):
             if samples.stem.rpartition("_")[2] > f"{step:06d}":
                 samples.unlink()
+        Spool(path).keep_until(step)
         return directory
 
     def _prepare(self, config_text: str) -> None:

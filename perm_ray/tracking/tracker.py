@@ -6,10 +6,11 @@ call may wait on a network or raise because of one: the run directory has every 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
 from perm_ray.config.schema import Config
+from perm_ray.types import RolloutGroup
 
 EndState = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -20,8 +21,8 @@ class Tracker(Protocol):
     @property
     def uri(self) -> str | None: ...
 
-    def start(self, config: Config, resume_id: str | None) -> None:
-        """Open a run, or go on with the run `resume_id`."""
+    def start(self, config: Config, resume_id: str | None, contents: Mapping[str, str]) -> None:
+        """Open a run, or go on with the run `resume_id`. `contents` names its data and models by digest."""
         ...
 
     @property
@@ -30,6 +31,10 @@ class Tracker(Protocol):
         ...
 
     def log_step(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def log_rollouts(self, step: int, groups: Sequence[RolloutGroup]) -> None:
+        """Show people some of a step's rollouts."""
+        ...
 
     def finish(self, status: EndState) -> None:
         """Send what is left, within a bound, and record how the run ended."""
@@ -42,11 +47,14 @@ class NullTracker:
     uri: str | None = None
     run_id: str | None = None
 
-    def start(self, config: Config, resume_id: str | None) -> None:
-        del config, resume_id
+    def start(self, config: Config, resume_id: str | None, contents: Mapping[str, str]) -> None:
+        del config, resume_id, contents
 
     def log_step(self, step: int, metrics: Mapping[str, float]) -> None:
         del step, metrics
+
+    def log_rollouts(self, step: int, groups: Sequence[RolloutGroup]) -> None:
+        del step, groups
 
     def finish(self, status: EndState) -> None:
         del status

@@ -17,6 +17,7 @@ import pytest
 from perm_ray.config.engines import BUILTIN_MODEL
 from perm_ray.testing.tiny_model import write_tiny_model
 from perm_ray.testing.tiny_run import tiny_run
+from perm_ray.tracking.spool import Record, Spool
 
 PERSPECTIVES = ("resonation", "expression", "reception", "bystander")
 METRICS = {
@@ -65,6 +66,7 @@ def builtin_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     printed = train(
         *(f"run.dir={runs}", "run.name=builtin", "run.steps=2", "rollout.prompts_per_step=2"),
         *("rollout.max_completion_tokens=96", "evaluation.num_scenarios=4"),
+        *("tracking.samples.every=2", "tracking.samples.count=3", "tracking.register_model=kind-policy"),
     )
     return runs / "builtin", printed
 
@@ -117,7 +119,59 @@ def test_mlflow_has_the_run(builtin_run: tuple[Path, str]) -> None:
     assert experiment is not None
     (tracked,) = client.search_runs([experiment.experiment_id])
     assert tracked.info.status == "FINISHED"
-    assert [m.step for m in client.get_metric_history(tracked.info.run_id, "reward/mean")] == [1, 2]
+    run_id = tracked.info.run_id
+    assert json.loads((run / "mlflow_run.json").read_text())["run_id"] == run_id
+    assert [m.step for m in client.get_metric_history(run_id, "reward/mean")] == [1, 2]
+    assert len(tracked.data.tags["data.digest"]) == 12
+    names = {file.path for file in client.list_artifacts(run_id)}
+    assert names >= {"config.yaml", "environment.json", "data.json", "samples"}
+    assert not (run / "mlflow_spool.jsonl").exists()
+
+
+def test_rollouts_can_be_read_and_rated_in_mlflow(builtin_run: tuple[Path, str]) -> None:
+    from mlflow import MlflowClient
+
+    run, _ = builtin_run
+    client = MlflowClient(f"sqlite:///{run}/mlflow.db")
+    tracked = json.loads((run / "mlflow_run.json").read_text())
+    found = client.search_traces(locations=[tracked["experiment_id"]], run_id=tracked["run_id"])
+    assert [trace.info.tags["step"] for trace in found] == ["2"] * 3
+    rows = {(row["scenario_id"], str(row["index"])): row for row in samples(run, 2)}
+    for trace in found:
+        row = rows[trace.info.tags["scenario_id"], trace.info.tags["index"]]
+        spans = {span.name: span for span in trace.data.spans}
+        assert spans["generate"].outputs["content"] == row["completion"]
+        given = {entry.name: entry.feedback.value for entry in trace.info.assessments if entry.feedback}
+        assert given == {name: judgment["score"] for name, judgment in row["judgments"].items()}
+
+
+def test_the_policy_has_a_card_and_is_the_champion(builtin_run: tuple[Path, str]) -> None:
+    from mlflow import MlflowClient
+
+    run, printed = builtin_run
+    after = json.loads((run / "summary.json").read_text())["evaluation"]["after"]["reward/mean"]
+    assert (
+        f"Model:  kind-policy version 1, champion (the first with a held-out reward: {after:.3f})" in printed
+    )
+    client = MlflowClient(f"sqlite:///{run}/mlflow.db")
+    version = client.get_model_version_by_alias("kind-policy", "champion")
+    assert float(version.tags["heldout_reward"]) == after
+    card = (run / "policy" / "README.md").read_text()
+    assert f"| {after:.3f} |" in card
+    assert "## Limits" in card
+
+
+def test_what_mlflow_missed_is_sent_when_a_finished_run_is_resumed(builtin_run: tuple[Path, str]) -> None:
+    from mlflow import MlflowClient
+
+    run, _ = builtin_run
+    Spool(run).append(Record("metrics", 2, 1000, {"missed": 0.5}))
+    Spool(run).append(Record("end", 0, 1000, {"status": "FINISHED"}))
+    assert "nothing to resume" in train("--resume", run)
+    assert not (run / "mlflow_spool.jsonl").exists()
+    run_id = json.loads((run / "mlflow_run.json").read_text())["run_id"]
+    tracked = MlflowClient(f"sqlite:///{run}/mlflow.db").get_run(run_id)
+    assert (tracked.info.status, tracked.data.metrics["missed"]) == ("FINISHED", 0.5)
 
 
 def test_the_exported_policy_loads_in_transformers_and_has_changed(builtin_run: tuple[Path, str]) -> None:

@@ -250,6 +250,7 @@ def test_a_verb_nobody_knows_is_answered_with_the_verbs(tmp_path: Path) -> None:
         (["plan", "--help"], (*HEAVY, "ray", "omegaconf")),
         (["plan"], (*HEAVY, "ray")),
         (["report", "--help"], (*HEAVY, "ray", "omegaconf", "jinja2")),
+        (["feedback", "pull", "--help"], (*HEAVY, "ray", "omegaconf")),
         (["train", "--dry-run"], HEAVY),
     ],
 )

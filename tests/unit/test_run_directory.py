@@ -15,7 +15,9 @@ from perm_ray.config.schema import RunConfig
 from perm_ray.errors import CheckpointError, ConfigError, DataError
 from perm_ray.files import write_json_atomic, write_text_atomic
 from perm_ray.tracking.ambiguous import AmbiguityRule
+from perm_ray.tracking.mlflow_client import TrackedRun
 from perm_ray.tracking.run_directory import RunDirectory, run_path
+from perm_ray.tracking.spool import Record, Spool
 from perm_ray.types import (
     Completion,
     FinishReason,
@@ -126,3 +128,17 @@ def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="folder"):
         write_text_atomic(blocked, "text")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["folder", "summary.json"]
+
+
+def test_what_mlflow_is_owed_belongs_to_one_run(tmp_path: Path) -> None:
+    path = tmp_path / "night"
+    RunDirectory.create(path, "run: {}\n")
+    TrackedRun("7", "1", "http://host").write(path)
+    for step in (1, 2, 3):
+        Spool(path).append(Record("metrics", step, 1000, {"loss": 0.5}))
+    RunDirectory.resume(path, "run: {}\n", 2)
+    assert TrackedRun.read(path) == TrackedRun("7", "1", "http://host")
+    assert len(Spool(path)) == 2
+    (path / "metrics.jsonl").unlink()  # one that got nowhere: another may be begun here
+    RunDirectory.create(path, "run: {}\n")
+    assert (TrackedRun.read(path), len(Spool(path))) == (None, 0)
