@@ -186,6 +186,8 @@ class Driver:
         run = self._run
         run.directory.append_metrics(step, metrics)
         run.tracker.log_step(step, metrics)
+        if run.gauges is not None:
+            run.gauges.set(step, metrics)
         run.progress.step_done(step, metrics)
 
     def _evaluate(self, step: int) -> HeldoutResult:

@@ -151,6 +151,9 @@ def reserve(config: RayConfig, rows: Sequence[Demand], say: Callable[[str], None
     wanted = groups(config, rows)
     reserved = [placement_group(group.bundles, strategy=group.strategy) for group in wanted]
     _await(config, wanted, [place.ready() for place in reserved], say)
+    if config.address is not None:
+        for line in _where(wanted, reserved):
+            say(line)
     return Places(
         {
             row.role: [
@@ -185,6 +188,22 @@ def _await(
                 "(ray.startup_timeout_s): add nodes, wait for others to finish, or lower replicas."
             )
         say(f"waiting for resources: {lacking}")
+
+
+def _where(wanted: Sequence[_Group], reserved: Sequence[Any]) -> list[str]:
+    """The node of every actor, a line for each role."""
+    import ray
+    from ray.util.placement_group import placement_group_table
+
+    addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
+    lines = []
+    for group, place in zip(wanted, reserved, strict=True):
+        nodes = placement_group_table(place)["bundles_to_node_id"]
+        lines += [
+            f"{row.role}: {', '.join(addresses[nodes[index]] for index in range(row.count))}"
+            for row in group.rows
+        ]
+    return lines
 
 
 def beyond(rows: Sequence[Demand], found: Mapping[str, float]) -> str:

@@ -40,6 +40,7 @@ from perm_ray.rollout.pool import RolloutPool
 from perm_ray.run_state import RunState
 from perm_ray.signals import StopSignals
 from perm_ray.tracking.ambiguous import AmbiguityRule
+from perm_ray.tracking.gauges import RayGauges
 from perm_ray.tracking.progress import RunProgress
 from perm_ray.tracking.run_directory import RunDirectory
 from perm_ray.tracking.tracker import Tracker
@@ -157,6 +158,7 @@ class Runtime:
     weight_sync: WeightSync
     checkpoints: Checkpoints
     failure_limit: FailureLimit
+    gauges: RayGauges | None
 
     @property
     def config(self) -> Config:
@@ -234,4 +236,5 @@ def _start(
         weight_sync=weight_sync,
         checkpoints=Checkpoints(directory.checkpoints, config.checkpoint),
         failure_limit=FailureLimit(config.judges.max_failure_rate, config.judges.failure_window),
+        gauges=RayGauges(directory.name) if config.ray.address is not None else None,
     )

@@ -9,6 +9,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from perm_ray.config.redact import redact_text
 from perm_ray.errors import Interrupted, PermRayError, UserError
 
 VERBS = {
@@ -45,13 +46,13 @@ def run_verb(verb: str, arguments: Sequence[str]) -> int:
     try:
         return module.run(arguments)
     except UserError as error:
-        print(f"perm-ray {verb}: {error}", file=sys.stderr)
+        print(f"perm-ray {verb}: {redact_text(str(error))}", file=sys.stderr)
         return 2
     except Interrupted as error:
-        print(f"perm-ray {verb}: {error}", file=sys.stderr)
+        print(f"perm-ray {verb}: {redact_text(str(error))}", file=sys.stderr)
         return 130
     except PermRayError as error:
-        print(f"perm-ray {verb}: {error}", file=sys.stderr)
+        print(f"perm-ray {verb}: {redact_text(str(error))}", file=sys.stderr)
         return 1
 
 

@@ -21,6 +21,7 @@ from perm_ray.config.schema import Config
 from perm_ray.errors import ConfigError, RunError
 from perm_ray.jobs.package import CONFIG_FILE, make_package, secrets_from
 from perm_ray.ray_session import authenticate
+from pipelines import CONFIGS
 from pipelines.jobs import add_address, follow, resolve_address
 
 if TYPE_CHECKING:
@@ -110,6 +111,8 @@ def _for_cluster(config: Config, resume: str | None) -> Config:
 
 
 def _submit(client: JobsClient, config: Config, folder: Path, resume: str | None) -> str:
+    from perm_ray.tracking.environment import GIT_SHA_VARIABLE, git_state
+
     name = config.run.name
     assert name is not None
     arguments = ["--config", CONFIG_FILE, *(["--resume", resume] if resume else [])]
@@ -119,6 +122,9 @@ def _submit(client: JobsClient, config: Config, folder: Path, resume: str | None
         "PYTHONUNBUFFERED": "1",
     }
     metadata = {"run_dir": str(Path(config.run.dir) / name)}
+    git = git_state(CONFIGS.parent)
+    if git is not None:
+        env[GIT_SHA_VARIABLE] = metadata["git_sha"] = str(git["sha"])
     mlflow_run_id = None if resume else _open_mlflow_run(config)
     if mlflow_run_id is not None:
         env["PERM_RAY_MLFLOW_RUN_ID"] = metadata["mlflow_run_id"] = mlflow_run_id

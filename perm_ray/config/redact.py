@@ -7,6 +7,8 @@ messages) passes through here, so that a token pasted into the wrong place is no
 
 from __future__ import annotations
 
+import functools
+import os
 import re
 from collections.abc import Mapping
 
@@ -15,6 +17,10 @@ REDACTED = "<redacted>"
 # Words of a key, split at "_", that announce a secret. Counts are plural ("max_tokens") and the name
 # of an environment variable ends in "_env": neither is a secret.
 _SECRET_WORDS = frozenset({"token", "secret", "secrets", "password", "passwd", "passphrase", "apikey"})
+# The same of environment variables, whose values are masked wherever they appear: a key that was pasted into
+# a persona, or came back in a server's error. Shorter values are no secrets, and would mask ordinary words.
+_VARIABLE_WORDS = frozenset({"TOKEN", "SECRET", "SECRETS", "PASSWORD", "PASSWD", "KEY", "APIKEY"})
+_SHORTEST = 8
 # Greedy up to the last "@" before the path: a password may itself hold an "@".
 _URL_USER = re.compile(r"(?<=://)[^/\s]+@")
 _URL_QUERY = re.compile(r"(?i)([?&][\w-]*(?:token|secret|password|api_?key)=)[^&#\s]+")
@@ -29,8 +35,26 @@ def is_secret_key(key: str) -> bool:
 
 
 def redact_text(text: str) -> str:
-    """`text` with the credentials of every URL in it masked."""
-    return _URL_QUERY.sub(rf"\g<1>{REDACTED}", _URL_USER.sub(f"{REDACTED}@", text))
+    """`text` with the credentials of every URL in it masked, and this process's secret variables."""
+    masked = _URL_QUERY.sub(rf"\g<1>{REDACTED}", _URL_USER.sub(f"{REDACTED}@", text))
+    secrets = _environment_secrets()
+    return _any_of(secrets).sub(REDACTED, masked) if secrets else masked
+
+
+def _environment_secrets() -> tuple[str, ...]:
+    """The values of environment variables whose names announce a secret, the longest first."""
+    found = {value for name, value in os.environ.items() if _holds_secret(name) and len(value) >= _SHORTEST}
+    return tuple(sorted(found, key=lambda value: (-len(value), value)))
+
+
+@functools.cache
+def _holds_secret(name: str) -> bool:
+    return not _VARIABLE_WORDS.isdisjoint(name.upper().split("_"))
+
+
+@functools.lru_cache(maxsize=8)
+def _any_of(secrets: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, secrets)))
 
 
 def redact(value: object) -> object:

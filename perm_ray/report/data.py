@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from perm_ray.config.load import load_config
+from perm_ray.config.redact import redact_text
 from perm_ray.config.schema import Config
 from perm_ray.errors import DataError, UserError
 from perm_ray.perspectives.registry import PERSPECTIVES, build_perspective
@@ -134,7 +135,7 @@ def _config(directory: RunDirectory, notes: list[str]) -> tuple[Config | None, s
     if not file.is_file():
         notes.append("There is no config.yaml: the run's settings are not known.")
         return None, ""
-    text = file.read_text(encoding="utf-8", errors="replace")
+    text = redact_text(file.read_text(encoding="utf-8", errors="replace"))
     try:
         return load_config(file), text
     except UserError as error:

@@ -25,6 +25,7 @@ from perm_ray.run_state import package_versions
 _SOURCE = Path(__file__).parents[2]
 _GIT_TIMEOUT_S = 10
 _MAX_FILES = 200  # of a diffstat
+GIT_SHA_VARIABLE = "PERM_RAY_GIT_SHA"
 _JOB_TAGS = {
     "ray.submission_id": "PERM_RAY_SUBMISSION_ID",
     "ray.dashboard_url": "PERM_RAY_DASHBOARD_URL",
@@ -93,6 +94,8 @@ def run_tags(
     if git is not None:
         tags["git.sha"] = tags["mlflow.source.git.commit"] = str(git["sha"])
         tags["git.dirty"] = str(git["dirty"]).lower()
+    elif variables.get(GIT_SHA_VARIABLE):  # a job has no repository; who submitted it had one
+        tags["git.sha"] = tags["mlflow.source.git.commit"] = variables[GIT_SHA_VARIABLE]
     for tag, variable in _JOB_TAGS.items():
         if variables.get(variable):
             tags[tag] = redact_text(variables[variable])

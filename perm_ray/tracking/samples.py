@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from perm_ray.config.redact import redact_text
 from perm_ray.tracking.ambiguous import AmbiguityRule
 from perm_ray.types import Judgment, Prompt, Rollout, RolloutGroup
 
@@ -78,7 +79,7 @@ def judgment_row(judgment: Judgment) -> dict[str, object]:
         "spread": judgment.spread,
         "criteria": dict(judgment.criteria),
         "status": str(judgment.status),
-        "reason": judgment.reason,
+        "reason": redact_text(judgment.reason),  # a server may echo what it was sent
         "tries": judgment.tries,
         "latency_s": judgment.latency_s,
         "tokens": asdict(judgment.tokens),

@@ -1,18 +1,21 @@
 """The walk of an operator: a Ray cluster of three nodes with a token, an MLflow server, and a run as a job.
 
-Submit, status, logs, stop, resume and read the result from MLflow over HTTP, each by the command that the
-README names. The rollout engine lives on another node than the trainer.
+Submit, status, logs, stop, resume, report, and the result read from MLflow over HTTP, each by the command that
+the README names. The rollout engine lives on another node than the trainer.
 """
 
 from __future__ import annotations
 
 import json
-import time
+import os
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from perm_ray.testing.local_services import (
@@ -84,58 +87,79 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             yield Place(cluster, mlflow, config, folder / "runs")
 
 
-def wait_for_steps(place: Place, run: str, count: int) -> None:
-    deadline = time.monotonic() + 300
-    while len(place.steps(run)) < count:
-        assert time.monotonic() < deadline, place.perm_ray("logs", run)
-        assert "FAILED" not in place.perm_ray("status", run), place.perm_ray("logs", run)
-        time.sleep(1)
-
-
-def test_submit_follow_stop_resume_and_read(place: Place) -> None:
-    settings = ["run.name=walk", f"tracking.mlflow_uri={place.mlflow}", "checkpoint.every=1"]
+def test_a_job_on_three_nodes_is_read_from_mlflow(place: Place) -> None:
+    settings = ["run.name=three", "run.steps=2", f"tracking.mlflow_uri={place.mlflow}"]
     given = ["--config", str(place.config), *settings]
-    env = {"JUDGE_KEY": SECRET}
-    said = place.perm_ray("submit", *given, "--env", "JUDGE_KEY", "run.steps=1000", env=env)
-    assert "Submitted walk" in said
-    wait_for_steps(place, "walk", 1)
-    nodes = actor_nodes(place)
-    assert nodes["RolloutActor"] != nodes["TrainerRank"]
-    status = place.perm_ray("status", "walk")
-    assert "RUNNING" in status
-    assert "mlflow_run_id" in status
-    assert "walk" in place.perm_ray("status")
+    said = place.perm_ray("submit", *given, "--env", "JUDGE_KEY", "--follow", env={"JUDGE_KEY": SECRET})
+    assert "Submitted three" in said
+    assert "three: SUCCEEDED" in said
+    assert "rollout engine: 127.0.0.3" in said
+    assert "trainer rank: 127.0.0.4" in said
+    assert [row["step"] for row in place.steps("three")] == [1, 2]
 
-    said = place.perm_ray("submit", *given, "run.steps=2", code=2)
-    assert "has a job walk already" in said
-
-    said = place.perm_ray("stop", "walk")
-    assert "STOPPED" in said
-    assert f"--resume {place.runs / 'walk'}" in said
-    assert place.perm_ray("stop", "walk").endswith("has ended already: STOPPED.\n")
-    assert json.loads((place.runs / "walk" / "summary.json").read_text())["status"] == "KILLED"
-    done = len(place.steps("walk"))
-    last = max(done, int((place.runs / "walk" / "checkpoints" / "latest").read_text().strip()[-6:])) + 1
-
-    resume = ["--resume", str(place.runs / "walk"), "--follow", f"run.steps={last}"]
-    said = place.perm_ray("submit", *given, *resume)
-    assert "FINISHED" in said
-    assert "walk-resume-1: SUCCEEDED" in said
-    assert [row["step"] for row in place.steps("walk")] == list(range(1, last + 1))
-
+    status = place.perm_ray("status", "three")
     (run_id,) = {line.split()[1] for line in status.splitlines() if line.startswith("mlflow_run_id")}
     tracked = place.python(
         "import json\nfrom mlflow import MlflowClient\n"
         f"client = MlflowClient(tracking_uri={place.mlflow!r})\n"
         f"run = client.get_run({run_id!r})\n"
         f"points = client.get_metric_history({run_id!r}, 'reward/mean')\n"
-        "print(json.dumps({'status': run.info.status, 'steps': sorted({p.step for p in points})}))"
+        "print(json.dumps([run.info.status, run.data.tags, sorted({p.step for p in points})]))"
     )
-    assert tracked == {"status": "FINISHED", "steps": list(range(1, last + 1))}
+    state, tags, steps = tracked
+    assert (state, steps) == ("FINISHED", [1, 2])
+    assert tags["ray.submission_id"] == "three"
+    assert tags["ray.dashboard_url"] == place.cluster.dashboard
+    assert len(tags["data.digest"]) == 12
 
-    seen = "".join([place.perm_ray("status", "walk"), place.perm_ray("logs", "walk"), raw_jobs(place)])
-    files = [path for path in (place.runs / "walk").rglob("*") if path.suffix in (".json", ".jsonl", ".yaml")]
+    assert "has a job three already" in place.perm_ray("submit", *given, code=2)
+    assert place.perm_ray("stop", "three").endswith("has ended already: SUCCEEDED.\n")
+
+    seen = "".join([status, place.perm_ray("logs", "three"), raw_jobs(place), json.dumps(tags)])
+    files = [
+        path for path in (place.runs / "three").rglob("*") if path.suffix in (".json", ".jsonl", ".yaml")
+    ]
     assert SECRET not in seen + "".join(path.read_text() for path in files)
+
+
+def test_the_walk_from_nothing_to_a_report_and_back_down(tmp_path: Path) -> None:
+    """`cluster/local/walk.sh`, as it is, where nothing but its own processes can be reached."""
+    config = tmp_path / "job.yaml"
+    config.write_text(tiny_run(write_tiny_model(tmp_path / "tiny"), tmp_path / "runs"))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    commands = tmp_path / "bin"  # the command line of this source tree, whatever is installed
+    commands.mkdir()
+    (commands / "perm-ray").write_text(f'#!/bin/sh\nexec {sys.executable} -m pipelines.cli "$@"\n')
+    (commands / "perm-ray").chmod(0o755)
+    path = f"{commands}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with one_namespace(1) as (here,):
+        done = subprocess.run(
+            [*here.prefix, "bash", "cluster/local/walk.sh", str(config), str(tmp_path / "walk")],
+            env={**environment, "PATH": path, "RAY_USAGE_STATS_ENABLED": "0"},
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+    said = done.stdout
+    assert done.returncode == 0, said[-4000:] + done.stderr[-4000:]
+    for words in (
+        "asks for a token",
+        "Submitted walk",
+        "RUNNING",
+        "walk: STOPPED",
+        "walk-resume-1: SUCCEEDED",
+    ):
+        assert words in said
+    run = tmp_path / "walk" / "runs" / "walk"
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    assert json.loads((run / "summary.json").read_text())["status"] == "FINISHED"
+    assert "<title>" in (run / "report.html").read_text()
+    assert (run / "policy" / "model.safetensors").exists()
+    assert not [
+        p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])
+    ]
 
 
 def test_a_wrong_token_and_a_missing_head_get_a_sentence(place: Place) -> None:
@@ -160,15 +184,6 @@ def test_the_doctor_finds_a_cluster_with_a_token(place: Place) -> None:
     assert f"{place.mlflow} answers" in said
     said = place.perm_ray("doctor", "--config", str(place.config), env={"RAY_AUTH_TOKEN": "0" * 64}, code=1)
     assert "does not take this token" in said
-
-
-def actor_nodes(place: Place) -> dict[str, str]:
-    """The node of each living actor, by its class."""
-    return place.python(
-        "import json\nfrom ray.util.state import list_actors\n"
-        f"found = list_actors(address={place.cluster.dashboard!r}, filters=[('state', '=', 'ALIVE')])\n"
-        "print(json.dumps({actor.class_name: actor.node_id for actor in found}))"
-    )
 
 
 def raw_jobs(place: Place) -> str:

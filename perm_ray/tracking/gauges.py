@@ -1,0 +1,39 @@
+"""The last step's metrics as gauges of Ray's own monitoring, for Prometheus and Grafana.
+
+Only in a cluster that was joined: a private one exports nothing. `cluster/grafana/perm_ray.json` draws them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+PREFIX = "perm_ray_"
+
+
+def gauge_name(metric: str) -> str:
+    """`judge/resonation/mean` is `perm_ray_judge_resonation_mean` (Ray puts `ray_` before it)."""
+    return PREFIX + re.sub(r"[^a-zA-Z0-9]+", "_", metric).strip("_").lower()
+
+
+class RayGauges:
+    """A gauge for each metric, made when it is first seen. `run` tells the runs of a cluster apart."""
+
+    def __init__(self, run: str) -> None:
+        self._run = run
+        self._gauges: dict[str, Any] = {}
+
+    def set(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Show this step's values. What is not finite keeps its value before."""
+        from ray.util.metrics import Gauge
+
+        for metric, value in {**metrics, "step": float(step)}.items():
+            if not math.isfinite(value):
+                continue
+            if metric not in self._gauges:
+                gauge = Gauge(gauge_name(metric), description=metric, tag_keys=("run",))
+                gauge.set_default_tags({"run": self._run})
+                self._gauges[metric] = gauge
+            self._gauges[metric].set(value)

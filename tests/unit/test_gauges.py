@@ -1,0 +1,44 @@
+"""Gauges for Prometheus: their names, and that the dashboard asks for ones that a run really has."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from perm_ray.tracking.gauges import gauge_name
+from tests.e2e.test_train import METRICS, PERSPECTIVES
+
+DASHBOARD = Path(__file__).parents[2] / "cluster" / "grafana" / "perm_ray.json"
+# Of a run's metrics those that the end-to-end test does not list one by one.
+FURTHER = {
+    *(f"judge/{p}/{name}" for p in PERSPECTIVES for name in ("mean", "unparseable", "busy", "wait_s")),
+    *("policy/mismatch_kl", "time/checkpoint_s", "step"),
+}
+
+
+def test_a_gauge_has_a_name_that_prometheus_takes() -> None:
+    assert gauge_name("judge/resonation/mean") == "perm_ray_judge_resonation_mean"
+    assert gauge_name("slice/language/pt-BR/reward") == "perm_ray_slice_language_pt_br_reward"
+
+
+def test_the_dashboard_asks_for_gauges_that_a_run_has() -> None:
+    dashboard = json.loads(DASHBOARD.read_text())
+    known = {f"ray_{gauge_name(metric)}" for metric in METRICS | FURTHER}
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    assert len(asked) > 30
+    for expression in asked:
+        match = re.fullmatch(r'(\w+)\{run=~"\$run"\}', expression)
+        assert match is not None, expression
+        assert match[1] in known
+
+
+def test_the_panels_do_not_lie_on_each_other() -> None:
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        at = panel["gridPos"]
+        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        assert not cells & taken
+        taken |= cells
+    assert max(x for x, _ in taken) == 23
