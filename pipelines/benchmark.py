@@ -16,7 +16,7 @@ from perm_ray.config.load import load_config
 from perm_ray.ray_session import authenticate
 from pipelines import CONFIGS
 
-NAMES = ("loop", "rollout", "judging", "learning", "checkpoint", "trainer")
+NAMES = ("loop", "rollout", "judging", "learning", "checkpoint", "trainer", "operations")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -23,7 +23,7 @@ VERBS = {
     "doctor": "look at the machine, the cluster and the services, with remedies",
     "report": "a run directory as one HTML page: curves, times, every rollout with its judgments",
     "feedback": "what people said in MLflow of a run: pull",
-    "benchmark": "measure on this machine: loop, rollout, judging, learning, checkpoint, trainer",
+    "benchmark": "measure on this machine: loop, rollout, judging, trainer, operations and others",
 }
 
 

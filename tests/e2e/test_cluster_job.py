@@ -1,7 +1,7 @@
 """The walk of an operator: a Ray cluster of three nodes with a token, an MLflow server, and a run as a job.
 
-Submit, status, logs, stop, resume, report, and the result read from MLflow over HTTP, each by the command that
-the README names. The rollout engine lives on another node than the trainer.
+Submit, status, logs, stop, resume, report, and the result read from MLflow over HTTP, each by the command
+that the README names. The rollout engine lives on another node than the trainer.
 """
 
 from __future__ import annotations

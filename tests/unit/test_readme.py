@@ -19,6 +19,7 @@ from perm_ray.config.load import load_config
 from perm_ray.evaluation.labels import read_labels
 from perm_ray.judging import build_perspectives
 from pipelines import CONFIGS, benchmark, judge
+from pipelines.cli import VERBS
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -88,6 +89,21 @@ def test_judge_commands_are_accepted(command: str) -> None:
     module.parser().parse_intermixed_args(arguments)
 
 
+# Verbs that are run whole elsewhere: e2e/test_cluster_job.py, e2e/test_report.py, test_plan.py and others.
+TRAINING = ("perm-ray train", "perm-ray benchmark", "perm-ray judge")
+OPERATING = tuple(
+    f"perm-ray {verb}"
+    for verb in ("doctor", "plan", "report", "feedback", "submit", "status", "logs", "stop")
+)
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(OPERATING)])
+def test_operating_commands_are_accepted(command: str) -> None:
+    verb, *arguments = shlex.split(command)[1:]
+    assert verb in VERBS
+    importlib.import_module(f"pipelines.{verb}").parser().parse_intermixed_args(arguments)
+
+
 def test_the_judges_that_live_elsewhere_are_a_configuration(tmp_path: Path) -> None:
     (text,) = blocks("yml")
     rubrics = tmp_path / "rubrics"
@@ -107,7 +123,14 @@ def test_the_rated_reply_is_read(tmp_path: Path) -> None:
 
 
 def test_every_command_is_of_a_kind_that_is_tested() -> None:
-    kinds = ("make ", "perm-ray train", "perm-ray benchmark", "perm-ray judge")
+    kinds = (
+        "make ",
+        "bash cluster/local/walk.sh",
+        "perm-ray train",
+        "perm-ray benchmark",
+        "perm-ray judge",
+        *OPERATING,
+    )
     assert [command for command in COMMANDS if not command.startswith(kinds)] == []
 
 
