@@ -6,6 +6,7 @@ A run is one job, or several: each resume is a job of its own, called after the 
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -60,6 +61,9 @@ class JobsClient:
 
     def __init__(self, address: str) -> None:
         self._address = address
+        # Ray's client would go where these lead, whatever address it is given.
+        for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+            os.environ.pop(name, None)
         with self._explained("reach the cluster"):
             from ray.job_submission import JobSubmissionClient
 

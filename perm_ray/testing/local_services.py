@@ -75,14 +75,14 @@ def ray_cluster(nodes: Sequence[Node], folder: Path) -> Iterator[Cluster]:
     gcs, dashboard = 6379, 8265  # nobody else is there
     token = secrets.token_hex(32)
     environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+        # Neither another cluster's settings nor a private one's, which keep to loopback.
+        **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "GLOO_"))},
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": token,
         "RAY_USAGE_STATS_ENABLED": "0",
         "PYTHONUNBUFFERED": "1",
         "RAY_raylet_start_wait_time_s": str(START_S),
-        "RAY_ADDRESS": f"{head.host.address}:{gcs}",
     }
     url = f"http://{head.host.address}:{dashboard}"
     with ExitStack() as stack:
@@ -196,8 +196,7 @@ def _ray_node(
     command = [*node.host.prefix, sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *options]
     command += [f"--node-ip-address={node.host.address}", f"--num-cpus={node.num_cpus}", "--num-gpus=0"]
     command += [f"--object-store-memory={STORE_BYTES}", f"--resources={json.dumps(dict(node.resources))}"]
-    outside = {name: value for name, value in environment.items() if name != "RAY_ADDRESS"}
-    with _process(command, outside, folder / f"ray-{node.host.address}.log") as started:
+    with _process(command, environment, folder / f"ray-{node.host.address}.log") as started:
         yield started
 
 

@@ -48,8 +48,9 @@ def gather(config: Config, contents: Mapping[str, str]) -> RunFacts:
         "environment.json": environment(),
         "data.json": {"digest": data_digest(contents), "contents": dict(contents)},
     }
-    # Of the source tree; for an installed package, of the folder that the run was started in.
-    git = git_state(_SOURCE if (_SOURCE / ".git").exists() else Path.cwd())
+    # Of the source tree; for an installed package, of the folder that the run was started in. (Not `cwd()`:
+    # where nodes share a disk, Ray unpacks a job's folder anew under the job's feet, and that raises.)
+    git = git_state(_SOURCE if (_SOURCE / ".git").exists() else Path())
     if git is not None:
         documents["git.json"] = git
     return RunFacts(
