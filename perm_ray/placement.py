@@ -142,7 +142,7 @@ def reserve(config: RayConfig, rows: Sequence[Demand], say: Callable[[str], None
     same words in the end. A private cluster has what it has: there the answer comes at once.
     """
     import ray
-    from ray.util.placement_group import placement_group
+    from ray.util.placement_group import placement_group, remove_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     lacking = beyond(rows, ray.cluster_resources()) if config.address is None else ""
@@ -150,7 +150,12 @@ def reserve(config: RayConfig, rows: Sequence[Demand], say: Callable[[str], None
         raise RunError(f"The run needs {lacking}: raise ray.num_cpus, or lower replicas.")
     wanted = groups(config, rows)
     reserved = [placement_group(group.bundles, strategy=group.strategy) for group in wanted]
-    _await(config, wanted, [place.ready() for place in reserved], say)
+    try:
+        _await(config, wanted, [place.ready() for place in reserved], say)
+    except RunError:  # others may be waiting for what we had
+        for place in reserved:
+            remove_placement_group(place)
+        raise
     if config.address is not None:
         for line in _where(wanted, reserved):
             say(line)

@@ -33,7 +33,7 @@ from pipelines.benchmarks.report_page import measure_report
 
 DESCRIPTION = "Operating: jobs, tracking, the report"
 CONFIG = "local.yaml"
-ROUNDS, STEPS = 3, 12
+ROUNDS, STEPS = 2, 10
 SETTLING_STEPS = 2  # of each run, which compile and warm up
 WAIT_S = 300.0
 

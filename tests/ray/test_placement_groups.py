@@ -1,0 +1,54 @@
+"""Places are reserved before anything starts; what is missing is said, and waited for with a bound."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import ray
+
+from perm_ray.config.schema import RayConfig
+from perm_ray.errors import RunError
+from perm_ray.placement import Demand, reserve
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
+
+
+class Here:
+    def node(self) -> str:
+        return ray.get_runtime_context().get_node_id()
+
+
+def test_actors_go_where_their_place_is(ray_cluster: None) -> None:
+    said: list[str] = []
+    rows = [
+        Demand("engine", 2, 1.0, 0.0),
+        Demand("rank", 1, 2.0, 0.0, together=True),
+        Demand("asks", 1, 0.0, 0.0),
+    ]
+    places = reserve(RayConfig(address="auto"), rows, said.append)
+    left = ray.available_resources()["CPU"]
+    as_actor: Any = ray.remote(Here)
+    actor = as_actor.options(num_cpus=2, scheduling_strategy=places.of("rank", 1)[0]).remote()
+    assert ray.get(actor.node.remote(), timeout=60)
+    assert ray.available_resources()["CPU"] == left  # taken out of what was reserved
+    assert [line.split(":")[0] for line in said] == ["engine", "rank"]
+    assert said[0].count("127.0.0.1") == 2
+    assert list(places.by_role) == ["engine", "rank"]
+    ray.kill(actor)
+
+
+def test_a_private_cluster_says_at_once_what_it_lacks(ray_cluster: None) -> None:
+    with pytest.raises(RunError, match=r"100 CPUs \(8 found\)"):
+        reserve(RayConfig(), [Demand("engine", 100, 1.0, 0.0)], print)
+
+
+def test_a_joined_cluster_is_waited_for_with_a_bound(ray_cluster: None) -> None:
+    said: list[str] = []
+    config = RayConfig(address="auto", startup_timeout_s=3.0)
+    with pytest.raises(RunError, match=r"1 of 'rollout' \(0 found\), waited 3 s"):
+        reserve(config, [Demand("engine", 1, 1.0, 0.0, resources={"rollout": 1.0})], said.append)
+    longer = RayConfig(address="auto", startup_timeout_s=11.0)
+    with pytest.raises(RunError, match="waited 11 s"):
+        reserve(longer, [Demand("engine", 1, 1.0, 0.0, resources={"rollout": 1.0})], said.append)
+    assert said == ["waiting for resources: 1 of 'rollout' (0 found)"]
