@@ -14,7 +14,8 @@ folder=$(realpath "$2")
 overrides=("${@:3}" "run.dir=$folder/runs" run.name=walk tracking.mlflow_uri=http://127.0.0.1:5000)
 
 say() { printf '\n== %s\n' "$*"; }
-trap 'kill -9 $(jobs -p) 2>/dev/null || true' EXIT
+session=$(mktemp -d /tmp/ray-XXXXXX) # a short path: there are sockets in it
+trap 'kill -9 $(jobs -p) 2>/dev/null || true; sleep 1; rm -rf "$session"' EXIT
 
 say "a token for the cluster, which every command below finds in the environment"
 RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
@@ -27,7 +28,7 @@ mlflow server --host 127.0.0.1 --port 5000 --workers 1 \
 
 say "two Ray nodes"
 ray start --head --block --node-ip-address 127.0.0.2 --port 6379 --dashboard-host 127.0.0.2 \
-  --num-cpus 3 --object-store-memory 200000000 >"$folder/head.log" 2>&1 &
+  --temp-dir "$session" --num-cpus 3 --object-store-memory 200000000 >"$folder/head.log" 2>&1 &
 until perm-ray status >/dev/null 2>&1; do sleep 1; done
 ray start --block --address 127.0.0.2:6379 --node-ip-address 127.0.0.3 \
   --num-cpus 3 --object-store-memory 200000000 >"$folder/worker.log" 2>&1 &
