@@ -80,9 +80,8 @@ def differences(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
     [
         ({"zero_stage": 0}, None, (0.0, 0.0)),
         ({"zero_stage": 0, "lora": LORA}, None, (0.0, 0.0)),
-        # Found: 1.9e-4 of weights that moved by 2e-3, more than rounding explains: four weights in five
-        # differ by more than 1e-5. Metrics agree and AdamW's step count is right, so its moments are suspected; not
-        # understood yet.
+        # Found: 1.9e-4 of weights that moved by 2e-3, and four in five differ by more than 1e-5, which is no
+        # rounding. Metrics agree and AdamW's step count is right: its moments are suspected; not understood.
         ({"zero_stage": 3, "num_ranks": 2}, 1, (1e-5, 5e-4)),
         ({"zero_stage": 3, "num_ranks": 2, "lora": LORA}, None, (0.0, 0.0)),
         # One step of bfloat16 at 1.0 is 8e-3.
