@@ -13,8 +13,9 @@ import random
 import shutil
 from argparse import Namespace
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -137,11 +138,28 @@ class RankState:
             _reshard(path / TAG, folder / TAG)
         dist.barrier()
         self._engine._config.load_universal_checkpoint = True
-        self._engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=not self._frozen)
+        with _separate_groups(self._engine.optimizer.optimizer):
+            self._engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=not self._frozen)
         self._engine._config.load_universal_checkpoint = False
         dist.barrier()
         if self._rank == 0:
             shutil.rmtree(folder)
+
+
+@contextmanager
+def _separate_groups(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """What DeepSpeed's universal checkpoint makes one for all groups of parameters under ZeRO-3.
+
+    It hands the same step tensor to every group, which then counts an update once a group, and the first
+    group's weight decay to all.
+    """
+    decays = [group["weight_decay"] for group in optimizer.param_groups]
+    yield
+    for state in optimizer.state.values():
+        if isinstance(state.get("step"), Tensor):
+            state["step"] = state["step"].clone()
+    for group, decay in zip(optimizer.param_groups, decays, strict=True):
+        group["weight_decay"] = decay
 
 
 def _reshard(source: Path, target: Path) -> None:
