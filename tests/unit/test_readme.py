@@ -101,7 +101,7 @@ OPERATING = tuple(
 def test_operating_commands_are_accepted(command: str) -> None:
     verb, *arguments = shlex.split(command)[1:]
     assert verb in VERBS
-    importlib.import_module(f"pipelines.{verb}").parser().parse_intermixed_args(arguments)
+    importlib.import_module(f"pipelines.{verb}").parser().parse_args(arguments)
 
 
 def test_the_judges_that_live_elsewhere_are_a_configuration(tmp_path: Path) -> None:

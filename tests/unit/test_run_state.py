@@ -12,6 +12,7 @@ from perm_ray.checkpoint import Checkpoints
 from perm_ray.config.judges import JudgeEndpointConfig, JudgesConfig
 from perm_ray.config.load import load_config
 from perm_ray.config.schema import Config
+from perm_ray.config.training import TrainerConfig
 from perm_ray.errors import CheckpointError
 from perm_ray.files import fingerprint
 from perm_ray.run_state import MAY_CHANGE, RunState, check_agrees, differences_in_numbers
@@ -104,7 +105,9 @@ def test_every_pattern_of_what_may_change_fits_a_key() -> None:
     import fnmatch
 
     far = JudgeEndpointConfig(base_url="http://127.0.0.1:1/v1", model="m")  # there is none by default
-    keys = _keys(Config(judges=JudgesConfig(endpoints={"far": far})).as_dict(), "")
+    trainer = TrainerConfig(resources={"trainer": 1.0})  # nor any of the cluster's own
+    config = Config(judges=JudgesConfig(endpoints={"far": far}), trainer=trainer)
+    keys = _keys(config.as_dict(), "")
     unused = [p for p in MAY_CHANGE if not any(fnmatch.fnmatchcase(key, p) for key in keys)]
     assert unused == []
 
