@@ -1,22 +1,17 @@
-"""The walk of an operator: a Ray cluster with a token, an MLflow server, and a run as a job.
+"""A run as a job of a Ray cluster with a token, beside an MLflow server, by the commands of the README.
 
-Three nodes, each with a network of its own (what one sends another crosses it); and the walk of
-`cluster/local` on two nodes that have only loopback. Both are skipped where this machine allows no network
-namespaces.
+Three nodes, each with a network of its own: what one sends another crosses it. Skipped, and it is said, where
+this machine allows no network namespaces.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from perm_ray.testing.local_services import (
@@ -24,7 +19,6 @@ from perm_ray.testing.local_services import (
     Node,
     mlflow_server,
     namespaces,
-    one_namespace,
     ray_cluster,
     why_no_namespaces,
 )
@@ -121,46 +115,6 @@ def test_a_job_on_three_nodes_is_read_from_mlflow(place: Place) -> None:
         path for path in (place.runs / "three").rglob("*") if path.suffix in (".json", ".jsonl", ".yaml")
     ]
     assert SECRET not in seen + "".join(path.read_text() for path in files)
-
-
-def test_the_walk_from_nothing_to_a_report_and_back_down(tmp_path: Path) -> None:
-    """`cluster/local/walk.sh`, as it is, where nothing but its own processes can be reached."""
-    config = tmp_path / "job.yaml"
-    config.write_text(tiny_run(write_tiny_model(tmp_path / "tiny"), tmp_path / "runs"))
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    commands = tmp_path / "bin"  # the command line of this source tree, whatever is installed
-    commands.mkdir()
-    (commands / "perm-ray").write_text(f'#!/bin/sh\nexec {sys.executable} -m pipelines.cli "$@"\n')
-    (commands / "perm-ray").chmod(0o755)
-    path = f"{commands}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    with one_namespace(1) as (here,):
-        done = subprocess.run(
-            [*here.prefix, "bash", "cluster/local/walk.sh", str(config), str(tmp_path / "walk")],
-            env={**environment, "PATH": path, "RAY_USAGE_STATS_ENABLED": "0"},
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-    said = done.stdout
-    assert done.returncode == 0, said[-4000:] + done.stderr[-4000:]
-    for words in (
-        "asks for a token",
-        "Submitted walk",
-        "RUNNING",
-        "walk: STOPPED",
-        "walk-resume-1: SUCCEEDED",
-    ):
-        assert words in said
-    run = tmp_path / "walk" / "runs" / "walk"
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
-    assert json.loads((run / "summary.json").read_text())["status"] == "FINISHED"
-    assert "<title>" in (run / "report.html").read_text()
-    assert (run / "policy" / "model.safetensors").exists()
-    assert not [
-        p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])
-    ]
 
 
 def test_a_wrong_token_and_a_missing_head_get_a_sentence(place: Place) -> None:
