@@ -19,6 +19,7 @@ from perm_ray.config.load import load_config
 from perm_ray.config.redact import redact_text
 from perm_ray.config.schema import Config
 from perm_ray.errors import ConfigError, RunError
+from perm_ray.jobs import variables
 from perm_ray.jobs.package import CONFIG_FILE, make_package, secrets_from
 from perm_ray.ray_session import authenticate
 from pipelines import CONFIGS
@@ -91,7 +92,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def _for_cluster(config: Config, resume: str | None) -> Config:
     """With a name, and with what a run in a cluster cannot do without."""
-    name = Path(resume).name if resume else config.run.name or f"perm-{datetime.now():%Y%m%d-%H%M%S}"
+    from perm_ray.tracking.run_directory import run_path
+
     directory = str(Path(resume).parent) if resume else config.run.dir
     if not Path(directory).is_absolute():
         raise ConfigError(
@@ -103,37 +105,39 @@ def _for_cluster(config: Config, resume: str | None) -> Config:
         raise ConfigError(
             f"tracking.mlflow_uri must be an address for a job, found {uri!r}: begin it with http://."
         )
+    path = Path(resume) if resume else run_path(config.run, datetime.now())
     return replace(
         config,
-        run=replace(config.run, name=name, dir=directory),
+        run=replace(config.run, name=path.name, dir=str(path.parent)),
         ray=replace(config.ray, address=config.ray.address or "auto"),
     )
 
 
 def _submit(client: JobsClient, config: Config, folder: Path, resume: str | None) -> str:
-    from perm_ray.tracking.environment import GIT_SHA_VARIABLE, git_state
+    from perm_ray.tracking.environment import git_state
+    from perm_ray.tracking.mlflow_report import end_run
 
     name = config.run.name
     assert name is not None
     arguments = ["--config", CONFIG_FILE, *(["--resume", resume] if resume else [])]
     env = {
         "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S),
-        "PERM_RAY_DASHBOARD_URL": client.address,
+        variables.DASHBOARD_URL: client.address,
         "PYTHONUNBUFFERED": "1",
     }
     metadata = {"run_dir": str(Path(config.run.dir) / name)}
     git = git_state(CONFIGS.parent)
     if git is not None:
-        env[GIT_SHA_VARIABLE] = metadata["git_sha"] = str(git["sha"])
+        env[variables.GIT_SHA] = metadata["git_sha"] = str(git["sha"])
     mlflow_run_id = None if resume else _open_mlflow_run(config)
     if mlflow_run_id is not None:
-        env["PERM_RAY_MLFLOW_RUN_ID"] = metadata["mlflow_run_id"] = mlflow_run_id
+        env[variables.MLFLOW_RUN_ID] = metadata["mlflow_run_id"] = mlflow_run_id
         metadata["mlflow_uri"] = redact_text(str(config.tracking.mlflow_uri))
     try:
         return client.submit(name, folder, arguments, env, metadata)
     except Exception:
         if mlflow_run_id is not None:
-            _end_mlflow_run(config, mlflow_run_id)
+            end_run(config.tracking, mlflow_run_id)
         raise
 
 
@@ -151,12 +155,6 @@ def _open_mlflow_run(config: Config) -> str | None:
     except RunError as error:
         print(f"{error} The job will open its own MLflow run.", file=sys.stderr)
         return None
-
-
-def _end_mlflow_run(config: Config, run_id: str) -> None:
-    from perm_ray.tracking.mlflow_report import end_run
-
-    end_run(config.tracking, run_id)
 
 
 if __name__ == "__main__":

@@ -141,11 +141,12 @@ def train_plan(plan: RunPlan, resume: Path | None) -> int:
 
 def _mlflow_run(directory: Path, state: RunState) -> str | None:
     """The MLflow run to go on with: this run's own, or the one that `perm-ray submit` opened for it."""
+    from perm_ray.jobs import variables
     from perm_ray.tracking.mlflow_client import TrackedRun
 
     tracked = TrackedRun.read(directory)  # newer than the checkpoint's, which may have been made before
     own = tracked.run_id if tracked is not None else state.mlflow_run_id
-    return own or os.environ.get("PERM_RAY_MLFLOW_RUN_ID")
+    return own or os.environ.get(variables.MLFLOW_RUN_ID)
 
 
 def _send_the_rest(config: Config, path: Path, state: RunState) -> None:

@@ -53,12 +53,10 @@ def _packages() -> Iterator[Finding]:
         requirement = Requirement(line)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
-        try:
-            version = importlib.metadata.version(requirement.name)
-        except importlib.metadata.PackageNotFoundError:
+        version = _version(requirement.name)
+        if version is None:
             yield problem("packages", f"{requirement.name} is missing", "install it: make setup")
-            continue
-        if version not in requirement.specifier:
+        elif version not in requirement.specifier:
             found = f"{requirement.name} {version}, expected {requirement.specifier}"
             yield problem("packages", found, "install what the lock says: make setup")
     if importlib.util.find_spec("vllm") is None:

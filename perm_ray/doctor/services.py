@@ -38,12 +38,12 @@ def _model(role: str, model: str) -> Finding:
         return problem(subject, f"{model} does not exist", f"use {BUILTIN_MODEL}, a folder or a hub id")
     folder = Path(model).expanduser()
     if folder.is_dir():
-        missing = [n for n in ("config.json", "tokenizer_config.json") if not (folder / n).exists()]
-        if missing or not list(folder.glob("*.safetensors")):
-            lacking = ", ".join(
-                [*missing, *([] if list(folder.glob("*.safetensors")) else ["*.safetensors"])]
+        needed = ("config.json", "tokenizer_config.json", "*.safetensors")
+        missing = [pattern for pattern in needed if not any(folder.glob(pattern))]
+        if missing:
+            return problem(
+                subject, f"{folder} lacks {', '.join(missing)}", "give a folder that save_pretrained wrote"
             )
-            return problem(subject, f"{folder} lacks {lacking}", "give a folder that save_pretrained wrote")
         return ok(subject, str(folder))
     return _hub_model(subject, model)
 
@@ -88,13 +88,13 @@ def _mlflow(config: TrackingConfig) -> Finding:
     uri = redact_text(config.mlflow_uri)
     if not config.mlflow_uri.startswith("http"):
         return ok("mlflow", uri)
-    from perm_ray.tracking.mlflow_client import connect, tracking_uri
+    from perm_ray.tracking.mlflow_client import cause_of, connect, tracking_uri
 
     # Fault boundary, the tracking server: whatever MLflow raises is a finding.
     try:
         connect(tracking_uri(config, Path())).search_experiments(max_results=1)
     except Exception as error:
-        why = " ".join(redact_text(str(error)).split())[:160]
+        why = cause_of(error)[:160]
         return problem(
             "mlflow", f"{uri} does not answer ({why})", "start the server, or check tracking.mlflow_uri"
         )

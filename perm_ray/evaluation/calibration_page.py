@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from perm_ray.evaluation.agreement import FIGURES
 from perm_ray.evaluation.calibration import CalibrationReport, DimensionReport, Figures
 from perm_ray.evaluation.calibration_plots import agreement_bars, reliability
+from perm_ray.html import page_template
 from perm_ray.rewards.score_map import ScoreMap
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -22,15 +22,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 def calibration_page(report: CalibrationReport, score_maps: Mapping[str, ScoreMap]) -> str:
     """The page. `score_maps` are those that were fitted on the same data, if any."""
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = number
-    template = environment.get_template("calibration.html.j2")
+    template = page_template(_TEMPLATES / "calibration.html.j2", {"number": number})
     return template.render(
         report=report,
         score_maps=score_maps,

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from perm_ray.errors import RunError, UserError
+from perm_ray.jobs import variables
 from perm_ray.placement import Demand, unfit
 
 ENDED = ("STOPPED", "SUCCEEDED", "FAILED")
@@ -112,7 +113,7 @@ class JobsClient:
                 metadata={"run": run, **metadata},
                 runtime_env={
                     "working_dir": str(folder),
-                    "env_vars": {**env, "PERM_RAY_SUBMISSION_ID": submission_id},
+                    "env_vars": {**env, variables.SUBMISSION_ID: submission_id},
                 },
             )
         return submission_id

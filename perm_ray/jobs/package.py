@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,7 +109,8 @@ def _with_inputs(config: Config, folder: Path) -> Config:
 
 
 def _check_size(folder: Path) -> None:
-    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in _files(folder)}
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
     whole = sum(sizes.values())
     if whole > LIMIT_BYTES:
         largest = sorted(sizes, key=lambda name: -sizes[name])[:_NAMED]
@@ -118,7 +119,3 @@ def _check_size(folder: Path) -> None:
             f"A job's files may take {LIMIT_BYTES >> 20} MiB, found {whole / 2**20:.1f} MiB, the largest: "
             f"{named}. Put large files on storage that all nodes see and name them by their path there."
         )
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.is_file())

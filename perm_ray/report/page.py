@@ -13,9 +13,9 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from perm_ray.html import page_template
 from perm_ray.report.curves import Curves, curves_of, waits_in_words
 from perm_ray.report.data import RunReport, Span, steps_in_words
 from perm_ray.report.pack import pack_rollouts
@@ -27,19 +27,11 @@ _SCRIPTS = ("util.js", "charts.js", "list.js", "detail.js", "rollouts.js", "held
 
 def report_page(report: RunReport) -> str:
     """The page."""
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = number
-    environment.filters["signed"] = signed
+    template = page_template(_TEMPLATES / "report.html.j2", {"number": number, "signed": signed})
     style = (_TEMPLATES / "report.css").read_text(encoding="utf-8")
     script = _script()
     curves = curves_of(report)
-    return environment.get_template("report.html.j2").render(
+    return template.render(
         report=report,
         steps=steps_in_words(report),
         waits=waits_in_words(report),

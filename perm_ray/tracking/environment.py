@@ -20,15 +20,15 @@ from perm_ray.config.load import dump_config
 from perm_ray.config.redact import redact, redact_text
 from perm_ray.config.schema import Config
 from perm_ray.files import json_line, text_digest
+from perm_ray.jobs import variables
 from perm_ray.run_state import package_versions
 
 _SOURCE = Path(__file__).parents[2]
 _GIT_TIMEOUT_S = 10
 _MAX_FILES = 200  # of a diffstat
-GIT_SHA_VARIABLE = "PERM_RAY_GIT_SHA"
 _JOB_TAGS = {
-    "ray.submission_id": "PERM_RAY_SUBMISSION_ID",
-    "ray.dashboard_url": "PERM_RAY_DASHBOARD_URL",
+    "ray.submission_id": variables.SUBMISSION_ID,
+    "ray.dashboard_url": variables.DASHBOARD_URL,
 }
 
 
@@ -88,18 +88,18 @@ def run_params(config: Config) -> dict[str, str]:
 
 
 def run_tags(
-    contents: Mapping[str, str], git: Mapping[str, object] | None, variables: Mapping[str, str]
+    contents: Mapping[str, str], git: Mapping[str, object] | None, given: Mapping[str, str]
 ) -> dict[str, str]:
     """What runs are found by: the source, the data, and the job that they ran in."""
     tags = {"data.digest": data_digest(contents)}
     if git is not None:
         tags["git.sha"] = tags["mlflow.source.git.commit"] = str(git["sha"])
         tags["git.dirty"] = str(git["dirty"]).lower()
-    elif variables.get(GIT_SHA_VARIABLE):  # a job has no repository; who submitted it had one
-        tags["git.sha"] = tags["mlflow.source.git.commit"] = variables[GIT_SHA_VARIABLE]
+    elif given.get(variables.GIT_SHA):  # a job has no repository; who submitted it had one
+        tags["git.sha"] = tags["mlflow.source.git.commit"] = given[variables.GIT_SHA]
     for tag, variable in _JOB_TAGS.items():
-        if variables.get(variable):
-            tags[tag] = redact_text(variables[variable])
+        if given.get(variable):
+            tags[tag] = redact_text(given[variable])
     return tags
 
 

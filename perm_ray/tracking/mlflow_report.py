@@ -13,7 +13,7 @@ from pathlib import Path
 from perm_ray.config.redact import redact_text
 from perm_ray.config.schema import TrackingConfig
 from perm_ray.errors import RunError
-from perm_ray.tracking.mlflow_client import connect, open_experiment, tracking_uri
+from perm_ray.tracking.mlflow_client import cause_of, connect, open_experiment, tracking_uri
 
 
 def log_report(
@@ -68,5 +68,5 @@ def _explained(uri: str, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        why = " ".join(redact_text(str(error)).split())[:300]
+        why = cause_of(error)
         raise RunError(f"MLflow at {redact_text(uri)} did not take {what} ({why}).") from error

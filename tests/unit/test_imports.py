@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("types", "errors"),
     # Helpers that belong to no room: the standard library, Ray or torch behind one function each.
-    ("background", "files", "signals", "remote", "rendezvous", "low_rank"),
+    ("background", "files", "html", "signals", "remote", "rendezvous", "low_rank"),
     ("config",),
     (
         *("data", "perspectives", "rewards"),
