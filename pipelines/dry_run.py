@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from perm_ray.config.load import dump_config
 from perm_ray.placement import Demand, demands, total
+from perm_ray.planning.time import trained_tokens
 from perm_ray.runtime import RunPlan
 
 
@@ -24,7 +25,6 @@ def _arithmetic(plan: RunPlan) -> list[str]:
     rollout, num_prompts = config.rollout, config.rollout.prompts_per_step
     completions = num_prompts * rollout.completions_per_prompt
     sampled = completions * rollout.max_completion_tokens
-    trained = completions * (config.prompt.max_tokens + rollout.max_completion_tokens)
     num_pools = len(config.judges.pools)
     epochs = config.run.steps * num_prompts / len(plan.train)
     held = len(plan.heldout) * config.evaluation.completions_per_prompt
@@ -32,8 +32,9 @@ def _arithmetic(plan: RunPlan) -> list[str]:
         f"{num_prompts} prompts x {rollout.completions_per_prompt} completions = {completions} completions",
         f"{completions} completions x {rollout.max_completion_tokens} tokens = {sampled:,} sampled at most",
         f"{completions} completions x {num_pools} perspectives = {completions * num_pools} judgments",
-        f"{trained:,} tokens trained on at most, in micro-batches of {config.trainer.micro_batch_tokens:,} "
-        f"over {config.trainer.num_ranks} rank(s)",
+        f"{trained_tokens(config):,} tokens trained on at most, in micro-batches of "
+        f"{config.trainer.micro_batch_tokens:,} over {config.trainer.num_ranks} rank(s)",
+        f"{config.trainer.objective.updates} update(s) of the policy",
         f"{config.run.steps} steps x {num_prompts} prompts = {epochs:.2f} epochs of "
         f"{len(plan.train)} scenarios",
         f"{held} held-out completions judged before and after training",

@@ -163,6 +163,7 @@ class TrainerConfig:
     offload_reference: bool = False
     lora: LoraConfig = field(default_factory=LoraConfig)
     micro_batch_tokens: int = 4096
+    share_prompts: bool = True
     gradient_checkpointing: bool = True
     lr: float = 1e-6
     schedule: str = "constant"

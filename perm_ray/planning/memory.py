@@ -146,7 +146,9 @@ def _transfer_buffers(shape: ModelShape, width: int, sync: SyncConfig, on_gpu: b
 # ---- the trainer ----------------------------------------------------------------------------
 
 
-def layer_activation_bytes(shape: ModelShape, width: int, lora_rank: int = 0) -> int:
+def layer_activation_bytes(
+    shape: ModelShape, width: int, lora_rank: int = 0, share_prompts: bool = False
+) -> int:
     """What one decoder layer keeps of each token for its backward pass, in bytes; h hidden, a and k the
     widths of queries and keys, i intermediate, w bytes of an element:
 
@@ -154,6 +156,7 @@ def layer_activation_bytes(shape: ModelShape, width: int, lora_rank: int = 0) ->
         2 RMS norms               2 (4 + 2 w) h     a float32 copy, the normalised and the scaled
         attention's inputs        w (a + 2 k)
         its output, and o_proj's  2 w a + 4 heads   twice: sequences are joined; log-sums in float32
+        keys and values joined    4 w k             only where completions share a prompt that is as long
         gated MLP                 4 w i             gate, its SiLU, up, their product
         LoRA                      7 w rank
 
@@ -163,9 +166,10 @@ def layer_activation_bytes(shape: ModelShape, width: int, lora_rank: int = 0) ->
     """
     norms = 2 * (4 + 2 * width) * shape.hidden
     inputs = width * (shape.query_width + 2 * shape.kv_width)
+    joined = 4 * width * shape.kv_width if share_prompts else 0
     outputs = 2 * width * shape.query_width + 4 * shape.heads
     mlp = 4 * width * shape.intermediate
-    return 2 * width * shape.hidden + norms + inputs + outputs + mlp + 7 * width * lora_rank
+    return 2 * width * shape.hidden + norms + inputs + joined + outputs + mlp + 7 * width * lora_rank
 
 
 def head_bytes(shape: ModelShape, width: int, tokens: int) -> int:
@@ -204,7 +208,7 @@ def rank_memory(shape: ModelShape, trainer: TrainerConfig, sync: SyncConfig, lon
         return RankTerms(name, weights, on_device, gradients, reference, activations, buffers, overhead)
 
     tokens = max(trainer.micro_batch_tokens, longest)
-    layer = tokens * layer_activation_bytes(shape, width, lora.rank)
+    layer = tokens * layer_activation_bytes(shape, width, lora.rank, trainer.share_prompts)
     kept = shape.layers * (tokens * width * shape.hidden if trainer.gradient_checkpointing else layer)
     head = head_bytes(shape, width, tokens)
     again = 2 * layer if trainer.gradient_checkpointing else layer  # made anew, and its gradients

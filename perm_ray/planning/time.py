@@ -8,6 +8,7 @@ the forward pass again, 2 for the reference (arXiv 2001.08361, section 2.1). Use
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -66,7 +67,7 @@ def step_time(
         _judging(config, completions, judges, given),
         _phase(
             "train",
-            completions * (config.prompt.max_tokens + length) * config.trainer.objective.epochs,
+            trained_tokens(config) * config.trainer.objective.epochs,
             _training_operations(config, policy),
             config.trainer.num_ranks,
             given,
@@ -78,6 +79,20 @@ def step_time(
     if config.sync.adapter_only:
         size = policy.adapter_parameters(config.trainer.lora.rank, config.trainer.lora.targets)
     return StepTime(phases, width * size / SYNC_BYTES_PER_S[on_gpu], overlaps=on_gpu)
+
+
+def trained_tokens(config: Config) -> int:
+    """Tokens of a step's training in one epoch, at most. A prompt that completions share is computed once in
+    each micro-batch that has any of them (`trainer/batching.py`)."""
+    rollout, trainer, prompt = config.rollout, config.trainer, config.prompt.max_tokens
+    copies = rollout.completions_per_prompt
+    if trainer.share_prompts:
+        fitting = max(1, (trainer.micro_batch_tokens - prompt) // rollout.max_completion_tokens)
+        minibatches = trainer.objective.minibatches
+        together = math.ceil(copies / minibatches)  # of a group's completions, in a minibatch
+        copies = min(copies, minibatches * math.ceil(together / fitting))
+    completions = rollout.completions_per_prompt * rollout.max_completion_tokens
+    return rollout.prompts_per_step * (copies * prompt + completions)
 
 
 def _phase(

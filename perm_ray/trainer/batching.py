@@ -2,7 +2,8 @@
 
 The driver turns rollouts into `TrainSequence`s; `group.py` plans the step with `plan_step` and sends each
 rank its share: minibatches, one optimizer update each, of micro-batches, one forward and backward pass
-each. Pure: no torch, no Ray.
+each. Completions of one prompt that meet in a micro-batch are trained after one copy of it. Pure: no torch,
+no Ray.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ class TrainSequence:
 # What an empty micro-batch computes, with weight 0, so that its rank joins every collective.
 STAND_IN = TrainSequence(prompt_ids=(0,), completion_ids=(0,), sampler_logprobs=(0.0,), advantage=0.0)
 
-MicroBatch: TypeAlias = tuple[TrainSequence, ...]
+# Completions that are trained after one copy of their common prompt; or one after its own.
+SharedPrompt: TypeAlias = tuple[TrainSequence, ...]
+MicroBatch: TypeAlias = tuple[SharedPrompt, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +72,14 @@ def plan_step(
     num_ranks: int,
     num_minibatches: int = 1,
     shuffle_seed: str = "",
+    share_prompts: bool = True,
 ) -> list[list[RankBatch]]:
     """Deal a step's sequences: `plan[rank]` is the rank's share of each minibatch, in order.
 
     Several minibatches are drawn from the seed, of sizes that differ by one at most, so that a group's
     completions are spread over them; there are never more than sequences. Each minibatch is dealt to all
-    ranks by `plan_micro_batches`.
+    ranks by `plan_micro_batches`. With `share_prompts` its completions of one prompt stay together, as far
+    as they fit into a micro-batch and leave every rank its part.
     """
     count = min(num_minibatches, len(sequences))
     order = list(range(len(sequences)))
@@ -84,25 +89,55 @@ def plan_step(
     for first in range(count):
         chosen = [sequences[index] for index in order[first::count]]
         totals = Totals(sum(len(sequence.completion_ids) for sequence in chosen), len(chosen))
-        shares = plan_micro_batches(list(map(len, chosen)), budget_tokens, num_ranks)
+        units = _together(chosen, budget_tokens, num_ranks) if share_prompts else [(s,) for s in chosen]
+        shares = plan_micro_batches(list(map(tokens_of, units)), budget_tokens, num_ranks)
         for rank, share in zip(plan, shares, strict=True):
-            rank.append(RankBatch(tuple(tuple(chosen[i] for i in indices) for indices in share), totals))
+            rank.append(RankBatch(tuple(tuple(units[i] for i in indices) for indices in share), totals))
     return plan
 
 
-def padding_share(plan: Sequence[Sequence[RankBatch]]) -> float:
-    """The share of a step's tokens that are computed for nothing. Packed sequences need no padding: all there
-    is are the stand-ins of micro-batches that only take part."""
+def tokens_of(unit: SharedPrompt) -> int:
+    """What is computed for it: the prompt once, and every completion."""
+    return len(unit[0].prompt_ids) + sum(len(sequence.completion_ids) for sequence in unit)
+
+
+def _together(sequences: Sequence[TrainSequence], budget_tokens: int, num_ranks: int) -> list[SharedPrompt]:
+    """Each prompt's completions in as few units as fit the budget, none more than a rank's part of all."""
+    groups: dict[tuple[int, ...], list[TrainSequence]] = {}
+    for sequence in sequences:
+        groups.setdefault(sequence.prompt_ids, []).append(sequence)
+    total = sum(tokens_of(tuple(group)) for group in groups.values())
+    largest = min(budget_tokens, -(-total // num_ranks))
+    units = []
+    for prompt, group in groups.items():
+        lengths = [len(sequence.completion_ids) for sequence in group]
+        for indices in _pack(range(len(group)), lengths, largest - len(prompt)):
+            units.append(tuple(group[index] for index in sorted(indices)))
+    return units
+
+
+def plan_metrics(plan: Sequence[Sequence[RankBatch]]) -> dict[str, float]:
+    """What a step computes (`trainer/...`).
+
+    `padding_share` is of tokens that are computed for nothing: packed sequences need no padding, all there is
+    are the stand-ins of micro-batches that only take part. `shared_share` is of the sequences' tokens, those
+    of prompts that were there already and were not computed again.
+    """
     micro_batches = [m for rank in plan for minibatch in rank for m in minibatch.micro_batches]
-    real = sum(len(sequence) for micro_batch in micro_batches for sequence in micro_batch)
+    units = [unit for micro_batch in micro_batches for unit in micro_batch]
+    computed = sum(map(tokens_of, units))
     idle = sum(len(STAND_IN) for micro_batch in micro_batches if not micro_batch)
-    return idle / (idle + real)
+    sequences = sum(len(sequence) for unit in units for sequence in unit)
+    return {
+        "trainer/padding_share": idle / (idle + computed),
+        "trainer/shared_share": 1 - computed / sequences,
+    }
 
 
 def plan_micro_batches(lengths: Sequence[int], budget_tokens: int, num_ranks: int) -> list[list[list[int]]]:
-    """Deal sequences to ranks: `plan[rank][micro_batch]` is a list of indices into `lengths`.
+    """Deal what is computed together to ranks: `plan[rank][micro_batch]` is a list of indices into `lengths`.
 
-    A micro-batch holds at most `budget_tokens` tokens; a sequence longer than that gets one of its
+    A micro-batch holds at most `budget_tokens` tokens; what is longer than that gets one of its
     own. Every rank gets the SAME number of micro-batches, at least one, because each of them is a
     collective reduction of gradients: with unequal counts ZeRO-2 aborts a rank and ZeRO-3 hangs. An
     empty list is a micro-batch of zero weight that only takes part. The plan depends on its
@@ -119,7 +154,7 @@ def _longest_first(indices: Sequence[int], lengths: Sequence[int]) -> list[int]:
 
 
 def _deal(lengths: Sequence[int], num_ranks: int) -> list[list[int]]:
-    """Split over ranks, each next-longest sequence to the rank with the fewest tokens so far."""
+    """Split over ranks, each next-longest to the rank with the fewest tokens so far."""
     shares: list[list[int]] = [[] for _ in range(num_ranks)]
     tokens = [0] * num_ranks
     for index in _longest_first(range(len(lengths)), lengths):

@@ -26,7 +26,7 @@ from perm_ray.errors import (
 from perm_ray.files import FileDigest
 from perm_ray.remote import explain, wait_all
 from perm_ray.trainer.actor import TrainerRank
-from perm_ray.trainer.batching import TrainSequence, padding_share, plan_step
+from perm_ray.trainer.batching import TrainSequence, plan_metrics, plan_step
 from perm_ray.trainer.metrics import step_metrics
 
 LISTEN_S = 1.0  # after a failure, for the other ranks' side of it
@@ -109,6 +109,7 @@ class TrainerGroup:
             self._config.num_ranks,
             self._config.objective.minibatches,
             shuffle_seed=f"{self._seed}/{step}",
+            share_prompts=self._config.share_prompts,
         )
         # Each rank is sent its own share only, through the object store.
         shares = [ray.put(share) for share in plan]
@@ -116,7 +117,7 @@ class TrainerGroup:
         reports = self._wait(refs, f"training step {step}", self._config.step_timeout_s)
         if any(report.interrupted for report in reports):
             raise Interrupted(f"Step {step} was given up as asked; the policy is as the step before left it.")
-        return step_metrics(reports) | {"trainer/padding_share": padding_share(plan)}
+        return step_metrics(reports) | plan_metrics(plan)
 
     def request_stop(self) -> None:
         """Ask the ranks to give up the step under way; returns at once. The group trains no more."""

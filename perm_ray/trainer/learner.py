@@ -76,13 +76,13 @@ class Learner:
         self._engine.train()
         for update, minibatch in enumerate(schedule):
             last = len(minibatch.micro_batches) - 1
-            for index, sequences in enumerate(minibatch.micro_batches):
+            for index, micro_batch in enumerate(minibatch.micro_batches):
                 if self._must_stop(step, stop_requested(), sums.loss) and update == 0:
                     return self._give_up(sums)
                 self._engine.set_gradient_accumulation_boundary(index == last)
-                loss, part = self._forward(sequences, minibatch.totals, fixed)
+                loss, part = self._forward(micro_batch, minibatch.totals, fixed)
                 self._engine.backward(loss)
-                sums += part.weighted(1.0 if sequences else 0.0, 1 / len(schedule))
+                sums += part.weighted(1.0 if micro_batch else 0.0, 1 / len(schedule))
             if self._must_stop(step, stop_requested(), sums.loss) and update == 0:
                 return self._give_up(sums)
             lr = self._engine.get_lr()[0]
@@ -107,19 +107,19 @@ class Learner:
         dist.barrier()  # when the call returns, the folder is there
 
     def _forward(
-        self, sequences: MicroBatch, totals: Totals, fixed: dict[MicroBatch, _Fixed]
+        self, micro_batch: MicroBatch, totals: Totals, fixed: dict[MicroBatch, _Fixed]
     ) -> tuple[Tensor, StepSums]:
         """This micro-batch's part of its minibatch's loss, ready for backward, and its sums.
 
         A micro-batch that is not in `fixed` is put there: the policy is still as it was.
         """
         config = self._config
-        batch = pack(sequences, self._engine.device)
+        batch = pack(micro_batch, self._engine.device)
         bonus = config.objective.entropy_coef > 0
         logprobs, entropy = self._engine(batch, with_entropy=True, entropy_gradient=bonus)
-        if sequences not in fixed:  # so that the first ratio is exactly 1, and only its gradient counts
-            fixed[sequences] = _Fixed(logprobs.detach(), self._reference_logprobs(batch))
-        compared = fixed[sequences]
+        if micro_batch not in fixed:  # so that the first ratio is exactly 1, and only its gradient counts
+            fixed[micro_batch] = _Fixed(logprobs.detach(), self._reference_logprobs(batch))
+        compared = fixed[micro_batch]
         tokens = TokenBatch(
             logprobs=logprobs,
             old_logprobs=compared.old_logprobs,
@@ -139,10 +139,10 @@ class Learner:
         self._engine.eval()
         fixed = {}
         for minibatch in minibatches:
-            for sequences in minibatch.micro_batches:
-                batch = pack(sequences, self._engine.device)
+            for micro_batch in minibatch.micro_batches:
+                batch = pack(micro_batch, self._engine.device)
                 logprobs, _ = self._engine(batch)
-                fixed[sequences] = _Fixed(logprobs, self._reference_logprobs(batch))
+                fixed[micro_batch] = _Fixed(logprobs, self._reference_logprobs(batch))
         return fixed
 
     def _reference_logprobs(self, batch: PackedBatch) -> Tensor | None:

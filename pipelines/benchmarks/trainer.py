@@ -24,15 +24,16 @@ from perm_ray.trainer.batching import MicroBatch, TrainSequence, plan_step
 
 DESCRIPTION = "The trainer, against a bare torch loop and by setting"
 CONFIG = "local.yaml"
-NUM_SEQUENCES, PROMPT_TOKENS, COMPLETION_TOKENS = 12, (200, 300), (20, 160)
+NUM_PROMPTS, COMPLETIONS_PER_PROMPT, PROMPT_TOKENS, COMPLETION_TOKENS = 3, 4, (200, 300), (20, 160)
 ROUNDS, SETTING_ROUNDS = 5, 2
 HEADS = {"49k": (49_152, 576), "152k": (151_936, 896)}  # vocabulary and width: SmolLM2 135M, Qwen2.5 0.5B
 HEAD_TOKENS = 1024
 
 
 def measure(config: Config) -> dict[str, float | list[float]]:
-    """`trainer_vs_bare` is the median over rounds of trainer over bare tokens/s; tokens are prompt and
-    completion together. Peaks are of a rank's whole process, libraries and all."""
+    """`trainer_vs_bare` is the median over rounds of trainer over bare tokens/s; tokens are those of the
+    sequences, prompt and completion together, also where a prompt is computed once for several. Peaks are of
+    a rank's whole process, libraries and all."""
     from perm_ray.engine.models import resolve_model
     from perm_ray.placement import demands
     from perm_ray.ray_session import start_ray, stop_ray
@@ -60,6 +61,7 @@ def _settings(trainer: TrainerConfig) -> dict[str, TrainerConfig]:
     no_kl = replace(trainer, objective=replace(trainer.objective, kl_coef=0.0))
     return {
         "with KL": replace(trainer, objective=ObjectiveConfig()),
+        "without prompt sharing": replace(no_kl, share_prompts=False),
         "without gradient checkpointing": replace(no_kl, gradient_checkpointing=False),
         "ZeRO-3": replace(no_kl, zero_stage=3),
         "LoRA, rank 16": replace(no_kl, lora=LoraConfig(rank=16)),
@@ -68,11 +70,13 @@ def _settings(trainer: TrainerConfig) -> dict[str, TrainerConfig]:
 
 
 def _sequences(seed: int) -> list[TrainSequence]:
-    """Random tokens in lengths like those of a step of the local configuration."""
+    """Random tokens in groups and lengths like those of a step of the local configuration."""
     rng = random.Random(seed)
-    found = []
-    for _ in range(NUM_SEQUENCES):
-        prompt = tuple(rng.choices(range(1000, 40_000), k=rng.randint(*PROMPT_TOKENS)))
+    found: list[TrainSequence] = []
+    prompt: tuple[int, ...] = ()
+    for index in range(NUM_PROMPTS * COMPLETIONS_PER_PROMPT):
+        if index % COMPLETIONS_PER_PROMPT == 0:
+            prompt = tuple(rng.choices(range(1000, 40_000), k=rng.randint(*PROMPT_TOKENS)))
         completion = tuple(rng.choices(range(1000, 40_000), k=rng.randint(*COMPLETION_TOKENS)))
         found.append(TrainSequence(prompt, completion, (-5.0,) * len(completion), rng.gauss(0, 1)))
     return found
@@ -110,6 +114,7 @@ def _against_bare(
     ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
     return {
         "padding_share": metrics["trainer/padding_share"],
+        "shared_share": metrics["trainer/shared_share"],
         "trainer_vs_bare": median(ratios),
         "trainer_vs_bare_rounds": ratios,
         "tokens_per_s": median(ours),
@@ -182,9 +187,9 @@ class BareLoop:
         """The plain policy gradient: what the trainer's objective is for one update on fresh samples."""
         from perm_ray.trainer.model import pack
 
-        total = sum(len(sequence.completion_ids) for micro_batch in micro_batches for sequence in micro_batch)
-        for micro_batch in micro_batches:
-            batch = pack(micro_batch, self._device)
+        packed = [pack(micro_batch, self._device) for micro_batch in micro_batches]
+        total = sum(len(batch.targets) for batch in packed)
+        for batch in packed:
             logprobs, _ = self._model(batch)
             (-(logprobs * batch.advantages).sum() / total).backward()
         self._optimizer.step()

@@ -62,13 +62,16 @@ class Outcome:
 
 
 def batches() -> list[list[TrainSequence]]:
-    """Unequal lengths; the last step is a single sequence, so that with two ranks one has nothing to do."""
+    """Unequal lengths, three completions of a prompt; the last step is a single sequence, so that with two
+    ranks one has nothing to do."""
     rng = random.Random(0)
     found = []
     for count in (9, 6, 1):
         batch = []
-        for _ in range(count):
-            prompt = tuple(rng.choices(range(VOCABULARY), k=rng.randint(3, 20)))
+        prompt: tuple[int, ...] = ()
+        for index in range(count):
+            if index % 3 == 0:
+                prompt = tuple(rng.choices(range(VOCABULARY), k=rng.randint(3, 20)))
             completion = tuple(rng.choices(range(VOCABULARY), k=rng.randint(5, 60)))
             batch.append(TrainSequence(prompt, completion, (-6.0,) * len(completion), rng.gauss(0, 1)))
         found.append(batch)
@@ -161,6 +164,8 @@ def test_every_stage_and_number_of_ranks(
         {"gradient_checkpointing": False},
         {"micro_batch_tokens": 100_000},  # one micro-batch a step instead of several
         {"micro_batch_tokens": 1},  # one sequence in each
+        {"share_prompts": False},
+        {"share_prompts": False, "gradient_checkpointing": False, "micro_batch_tokens": 100_000},
     ],
     ids=str,
 )

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from perm_ray.config.training import ObjectiveConfig, TrainerConfig
 from perm_ray.testing.tiny_model import VOCABULARY
 from perm_ray.trainer.actor import TrainerRank
-from perm_ray.trainer.batching import MicroBatch, Totals, TrainSequence, plan_step
+from perm_ray.trainer.batching import Totals, TrainSequence, plan_step
 from perm_ray.trainer.group import TrainerGroup
 from perm_ray.trainer.metrics import StepSums
 from perm_ray.trainer.objective import TokenBatch, objective
@@ -87,7 +87,7 @@ class PlainTorch:
         """The mean of the updates' losses."""
         wanted = self._config.objective
         (plan,) = plan_step(batch, 10**6, 1, wanted.minibatches, f"{SEED}/{step}")
-        minibatches = [share.micro_batches[0] for share in plan]
+        minibatches = [[s for unit in share.micro_batches[0] for s in unit] for share in plan]
         with torch.no_grad():
             old = [scored(self.model, minibatch)[0] for minibatch in minibatches]
             reference = [scored(self._reference, minibatch)[0] for minibatch in minibatches]
@@ -97,7 +97,9 @@ class PlainTorch:
                 losses.append(self._update(minibatch, share.totals, before, base))
         return sum(losses) / len(losses)
 
-    def _update(self, minibatch: MicroBatch, totals: Totals, old: Tensor, reference: Tensor) -> float:
+    def _update(
+        self, minibatch: Sequence[TrainSequence], totals: Totals, old: Tensor, reference: Tensor
+    ) -> float:
         logprobs, entropy = scored(self.model, minibatch)
         lengths = [len(sequence.completion_ids) for sequence in minibatch]
         segments = Segments.of(lengths)
@@ -131,11 +133,13 @@ def scored(model: torch.nn.Module, sequences: Sequence[TrainSequence]) -> tuple[
 
 
 def batch(model: torch.nn.Module, count: int, seed: int) -> list[TrainSequence]:
-    """Random sequences of unequal lengths; the sampler is off by a few hundredths of a nat."""
+    """Random sequences of unequal lengths, three of a prompt; the sampler is off by hundredths of a nat."""
     rng = random.Random(seed)
-    sequences = []
-    for _ in range(count):
-        prompt = tuple(rng.choices(range(VOCABULARY), k=rng.randint(3, 12)))
+    sequences: list[TrainSequence] = []
+    prompt: tuple[int, ...] = ()
+    for index in range(count):
+        if index % 3 == 0:
+            prompt = tuple(rng.choices(range(VOCABULARY), k=rng.randint(3, 12)))
         completion = tuple(rng.choices(range(VOCABULARY), k=rng.randint(3, 30)))
         blank = TrainSequence(prompt, completion, (0.0,) * len(completion), rng.gauss(0, 1))
         with torch.no_grad():

@@ -57,9 +57,11 @@ def start(ray_cluster: None, tiny_model: Path) -> Iterator[Start]:
 
 def batch(step: int) -> list[TrainSequence]:
     rng = random.Random(step)
-    sequences = []
-    for _ in range(6):
-        prompt = tuple(rng.choices(range(VOCABULARY), k=rng.randint(3, 20)))
+    sequences: list[TrainSequence] = []
+    prompt: tuple[int, ...] = ()
+    for index in range(6):
+        if index % 3 == 0:
+            prompt = tuple(rng.choices(range(VOCABULARY), k=rng.randint(3, 20)))
         completion = tuple(rng.choices(range(VOCABULARY), k=rng.randint(5, 40)))
         sequences.append(TrainSequence(prompt, completion, (-6.0,) * len(completion), rng.gauss(0, 1)))
     return sequences

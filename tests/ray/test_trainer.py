@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import random
 import signal
@@ -21,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from perm_ray.config.training import ObjectiveConfig, TrainerConfig
 from perm_ray.errors import ActorFailedError, Interrupted, ModelError, RunError
 from perm_ray.testing.tiny_model import VOCABULARY
-from perm_ray.trainer.batching import TrainSequence
+from perm_ray.trainer.batching import TrainSequence, plan_step
 from perm_ray.trainer.group import TrainerGroup
 from perm_ray.trainer.model import check_packing, completion_logprobs, load_policy, pack
 
@@ -62,11 +63,13 @@ def start(ray_cluster: None, tiny_model: Path) -> Iterator[Start]:
 
 
 def sequences(count: int, seed: int = 0, completion_tokens: tuple[int, int] = (5, 60)) -> list[TrainSequence]:
-    """Random prompts and completions of unequal lengths; the sampler 'was' off by 0.1 nats."""
+    """Random prompts of three completions each, of unequal lengths; the sampler 'was' off by 0.1 nats."""
     rng = random.Random(seed)
-    result = []
-    for _ in range(count):
-        prompt = rng.choices(range(VOCABULARY), k=rng.randint(3, 20))
+    result: list[TrainSequence] = []
+    prompt: list[int] = []
+    for index in range(count):
+        if index % 3 == 0:
+            prompt = rng.choices(range(VOCABULARY), k=rng.randint(3, 20))
         completion = rng.choices(range(VOCABULARY), k=rng.randint(*completion_tokens))
         result.append(
             TrainSequence(tuple(prompt), tuple(completion), (-6.0,) * len(completion), rng.gauss(0, 1))
@@ -155,20 +158,33 @@ def test_any_number_of_ranks_trains_as_plain_torch(
 
 
 @pytest.mark.parametrize("count", [7, 90])  # 90: over 2,048 completion tokens, the head in several blocks
-def test_packed_logprobs_equal_one_sequence_at_a_time(tiny_model: Path, count: int) -> None:
-    batch = sequences(count, seed=3, completion_tokens=(1, 60))
+@pytest.mark.parametrize("share_prompts", [True, False])
+def test_packed_logprobs_and_gradients_equal_one_sequence_at_a_time(
+    tiny_model: Path, count: int, share_prompts: bool
+) -> None:
+    """Three completions of each prompt read it, and none reads another."""
+    ((share,),) = plan_step(
+        sequences(count, seed=3, completion_tokens=(1, 60)), 10**6, 1, share_prompts=share_prompts
+    )
+    (micro_batch,) = share.micro_batches
+    assert len(micro_batch) == (math.ceil(count / 3) if share_prompts else count)
+    batch = [sequence for unit in micro_batch for sequence in unit]
     policy = load_policy(tiny_model, torch.float32)
     stock = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    logprobs, entropy = completion_logprobs(policy, pack(batch, torch.device("cpu")), with_entropy=True)
+    logprobs, entropy = completion_logprobs(policy, pack(micro_batch, torch.device("cpu")), with_entropy=True)
+    expected = torch.cat([stock_logprobs(stock, sequence) for sequence in batch])
     with torch.no_grad():
-        expected = torch.cat([stock_logprobs(stock, sequence) for sequence in batch])
         rows = torch.cat([stock_logits(stock, sequence) for sequence in batch])
     torch.testing.assert_close(logprobs, expected, atol=1e-4, rtol=0)
     torch.testing.assert_close(
         entropy, torch.distributions.Categorical(logits=rows).entropy(), atol=1e-4, rtol=0
     )
-    assert logprobs.requires_grad
     assert not entropy.requires_grad
+    weights = torch.randn(len(logprobs), generator=torch.Generator().manual_seed(count))
+    for scored in (logprobs, expected):
+        (scored * weights).sum().backward()
+    for (name, ours), theirs in zip(policy.named_parameters(), stock.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-3, rtol=1e-3, msg=name)
 
 
 def test_a_model_that_would_mix_packed_sequences_is_refused(tiny_model: Path) -> None:

@@ -11,9 +11,10 @@ from perm_ray.trainer.batching import (
     RankBatch,
     Totals,
     TrainSequence,
-    padding_share,
+    plan_metrics,
     plan_micro_batches,
     plan_step,
+    tokens_of,
 )
 from perm_ray.trainer.metrics import StepSums, step_metrics
 
@@ -26,9 +27,54 @@ def test_the_longest_sequences_are_packed_first_and_spread_over_ranks() -> None:
 
 def test_padding_is_only_what_idle_ranks_compute() -> None:
     sequence = TrainSequence((1,) * 10, (2,) * 8, (0.0,) * 8, 1.0)
-    assert padding_share(plan_step([sequence] * 4, budget_tokens=40, num_ranks=2)) == 0.0
+    full = plan_metrics(plan_step([sequence] * 4, budget_tokens=40, num_ranks=2, share_prompts=False))
+    assert full == {"trainer/padding_share": 0.0, "trainer/shared_share": 0.0}
     # one rank computes 18 tokens, the other the two of a stand-in
-    assert padding_share(plan_step([sequence], budget_tokens=40, num_ranks=2)) == pytest.approx(2 / 20)
+    idle = plan_metrics(plan_step([sequence], budget_tokens=40, num_ranks=2))
+    assert idle == {"trainer/padding_share": pytest.approx(2 / 20), "trainer/shared_share": 0.0}
+
+
+def of_prompt(prompt: int, *lengths: int) -> list[TrainSequence]:
+    """Completions of so many tokens, of a prompt of ten."""
+    return [TrainSequence((prompt,) * 10, (2,) * n, (0.0,) * n, 1.0) for n in lengths]
+
+
+def test_completions_of_a_prompt_are_trained_after_one_copy_of_it() -> None:
+    one, two = of_prompt(1, 5, 6, 7, 8), of_prompt(2, 9, 9)
+    mixed = [one[0], two[0], one[1], one[2], two[1], one[3]]
+    ((share,),) = plan_step(mixed, budget_tokens=100, num_ranks=1)
+    assert share.micro_batches == ((tuple(one), tuple(two)),)
+    # 104 tokens of sequences; 36 and 28 are computed
+    assert plan_metrics([[share]])["trainer/shared_share"] == pytest.approx(1 - 64 / 104)
+
+
+def test_a_prompt_is_repeated_where_its_completions_do_not_fit() -> None:
+    one = of_prompt(1, 5, 6, 7, 8)
+    ((share,),) = plan_step(one, budget_tokens=24, num_ranks=1)
+    assert share.micro_batches == (((one[1], one[3]),), ((one[0], one[2]),))
+    # Two ranks, one prompt: each has a part of it.
+    ((first,), (second,)) = plan_step(one, budget_tokens=100, num_ranks=2)
+    assert (len(first.micro_batches[0]), len(second.micro_batches[0])) == (2, 2)
+
+
+@given(
+    prompts=st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=6), min_size=1, max_size=8),
+    budget=st.integers(1, 120),
+    num_ranks=st.integers(1, 4),
+)
+def test_sharing_never_computes_more_and_keeps_to_the_budget(
+    prompts: list[list[int]], budget: int, num_ranks: int
+) -> None:
+    step = [sequence for prompt, lengths in enumerate(prompts) for sequence in of_prompt(prompt, *lengths)]
+    plan = plan_step(step, budget, num_ranks)
+    assert 0 <= plan_metrics(plan)["trainer/shared_share"] < 1
+    micro_batches = [micro_batch for (share,) in plan for micro_batch in share.micro_batches]
+    for micro_batch in micro_batches:
+        sequences = [sequence for unit in micro_batch for sequence in unit]
+        assert sum(map(tokens_of, micro_batch)) <= budget or len(sequences) == 1
+        assert all(len({sequence.prompt_ids for sequence in unit}) == 1 for unit in micro_batch)
+    dealt = [sequence for micro_batch in micro_batches for unit in micro_batch for sequence in unit]
+    assert sorted(dealt, key=hash) == sorted(step, key=hash)
 
 
 def test_a_sequence_over_the_budget_has_a_micro_batch_of_its_own() -> None:
@@ -76,8 +122,8 @@ def sequence(length: int) -> TrainSequence:
 
 def test_one_minibatch_is_the_step_in_its_own_order() -> None:
     step = [sequence(length) for length in (4, 6, 2)]
-    (plan,) = plan_step(step, 12, num_ranks=1, num_minibatches=1, shuffle_seed="any")
-    assert plan == [RankBatch(((step[1], step[0]), (step[2],)), Totals(tokens=12, sequences=3))]
+    (plan,) = plan_step(step, 12, num_ranks=1, num_minibatches=1, shuffle_seed="any", share_prompts=False)
+    assert plan == [RankBatch((((step[1],), (step[0],)), ((step[2],),)), Totals(tokens=12, sequences=3))]
 
 
 @given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=30), ranks=st.integers(1, 3))
@@ -89,11 +135,12 @@ def test_every_step_is_split_into_minibatches_of_all_ranks(lengths: list[int], r
     minibatches = list(zip(*plan, strict=True))
     assert len(minibatches) == min(4, len(step))
     for shares in minibatches:
-        held = [sequence for share in shares for micro in share.micro_batches for sequence in micro]
+        held = [s for share in shares for micro in share.micro_batches for unit in micro for s in unit]
         assert {share.totals for share in shares} == {Totals(sum(len(s) - 1 for s in held), len(held))}
         assert abs(len(held) - len(step) / len(minibatches)) < 1
         assert len({len(share.micro_batches) for share in shares}) == 1
-    trained = [s for share in plan for batch in share for micro in batch.micro_batches for s in micro]
+    units = [unit for share in plan for batch in share for micro in batch.micro_batches for unit in micro]
+    trained = [sequence for unit in units for sequence in unit]
     assert sorted(trained, key=len) == sorted(step, key=len)
 
 

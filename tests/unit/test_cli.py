@@ -284,7 +284,8 @@ def test_a_dry_run_prints_configuration_arithmetic_and_resources(tmp_path: Path)
         "4 prompts x 4 completions = 16 completions",
         "16 completions x 160 tokens = 2,560 sampled at most",
         "16 completions x 4 perspectives = 64 judgments",
-        "10,752 tokens trained on at most, in micro-batches of 2,048 over 1 rank(s)",
+        "4,608 tokens trained on at most, in micro-batches of 2,048 over 1 rank(s)",
+        "1 update(s) of the policy",
         "20 steps x 4 prompts = 1.00 epochs of 80 scenarios",
         "16 held-out completions judged before and after training",
     ]

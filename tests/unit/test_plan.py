@@ -99,7 +99,7 @@ def test_the_whole_page_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     for role in ("rollout engine 0-1", "judge engine bystander 0", "trainer rank 0-3"):
         assert role in out
-    for told in ("71.0 of 80", "32.9 of 40", "node 0 GPU 7", "an estimate, not a measurement", "host memory"):
+    for told in ("71.1 of 80", "32.9 of 40", "node 0 GPU 7", "an estimate, not a measurement", "host memory"):
         assert told in out
     rates = {
         row[1].strip(): row[-2].strip()
@@ -258,7 +258,7 @@ def test_the_file_has_the_figures(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert sum(term_sizes(role.terms).values()) == role.total
     assert told["roles"][-1]["peak"] == "backward"
     assert told["roles"][0]["memory"]["kv_bytes_per_token"] == 57_344
-    assert told["step"]["phases"][2]["seconds"] == 131_072 / 4000
+    assert told["step"]["phases"][2]["seconds"] == 81_920 / 4000
     assert len(told["seats"]) == 2 + 4 + 4
     assert told["problems"] == []
 

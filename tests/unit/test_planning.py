@@ -182,10 +182,10 @@ def test_a_steps_time_by_hand() -> None:
     assert (rollout.tokens, rollout.seconds) == (64 * 1024, 32.0)  # two GPUs
     # the completion, an eighth of the scenario, 96 tokens of reason and the score; half a GPU each
     assert (judge.tokens, judge.tokens_per_s) == (64 * (1024 + 128 + 96 + 5), 500.0)
-    assert (train.tokens, train.seconds) == (64 * 2048, 16.0)  # four GPUs
+    assert (train.tokens, train.seconds) == (64 * 1024 + 8 * 2 * 1024, 10.0)  # four GPUs
     assert not any(phase.assumed for phase in time.phases)
     assert time.sync_s == pytest.approx(2 * QWEN_7B.parameters / 5e9)
-    assert time.seconds == pytest.approx(max(32.0, judge.seconds) + 16.0 + time.sync_s)
+    assert time.seconds == pytest.approx(max(32.0, judge.seconds) + 10.0 + time.sync_s)
 
 
 def test_what_is_assumed_grows_with_the_model_and_shrinks_with_the_gpus() -> None:

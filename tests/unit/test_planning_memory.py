@@ -81,10 +81,12 @@ def test_a_layers_activations_by_hand() -> None:
     shape = ModelShape(1, 8, 32, 4, 4, 2, 100)
     assert layer_activation_bytes(shape, 2) == 62 * 8 + 16
     assert layer_activation_bytes(shape, 2, lora_rank=3) == 62 * 8 + 16 + 42
+    assert layer_activation_bytes(shape, 2, share_prompts=True) == 62 * 8 + 16 + 4 * 2 * shape.kv_width
 
 
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_a_layers_activations_are_at_least_what_torch_keeps(dtype: str) -> None:
+def test_a_layers_activations_are_at_least_what_torch_keeps(dtype: str, shared: bool) -> None:
     """The policy's own forward pass over a packed row, with two layers and with four."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -93,7 +95,8 @@ def test_a_layers_activations_are_at_least_what_torch_keeps(dtype: str) -> None:
     from perm_ray.trainer.model import ATTENTION, pack
 
     half = tuple(range(64))
-    batch = pack([TrainSequence(half, half, (0.0,) * 64, 0.0)] * 2, torch.device("cpu"))
+    sequence = TrainSequence(half, half, (0.0,) * 64, 0.0)
+    batch = pack(((sequence,) * 8,) if shared else ((sequence,),) * 2, torch.device("cpu"))
 
     def kept(layers: int) -> int:
         config = LlamaConfig(
@@ -121,12 +124,13 @@ def test_a_layers_activations_are_at_least_what_torch_keeps(dtype: str) -> None:
                 input_ids=batch.input_ids,
                 position_ids=batch.position_ids,
                 use_cache=False,
-                cu_seqlens=batch.boundaries,
+                spans=batch.spans,
             )
         return sum(tensor.untyped_storage().nbytes() for tensor in tensors.values())
 
     measured = (kept(4) - kept(2)) / 2 / batch.input_ids.shape[1]
-    counted = layer_activation_bytes(ModelShape(1, 128, 512, 4, 2, 32, 64), 2 if dtype == "bfloat16" else 4)
+    width = 2 if dtype == "bfloat16" else 4
+    counted = layer_activation_bytes(ModelShape(1, 128, 512, 4, 2, 32, 64), width, share_prompts=shared)
     assert measured <= counted <= 1.15 * measured
 
 
