@@ -26,6 +26,7 @@ from perm_ray.perspectives.asking import (
     ValueAnswer,
     ValueAsk,
 )
+from perm_ray.remote import leave_out_optional_packages
 from perm_ray.types import NO_TOKENS, FinishReason, Message, TokenUsage
 
 
@@ -34,6 +35,7 @@ class JudgeEngine:
 
     def __init__(self, model_dir: Path, config: EngineConfig, seed: int, exclusive: bool) -> None:
         self._config = config
+        leave_out_optional_packages()
         self._renderer = ChatRenderer(model_dir)
         self._engine = VLLMEngine(model_dir, config, seed=seed, exclusive=exclusive)
 

@@ -15,6 +15,7 @@ from typing import Any
 from perm_ray.config.engines import EngineConfig
 from perm_ray.data.prompts import ChatRenderer
 from perm_ray.engine.vllm_engine import Generation, GenerationRequest, VLLMEngine
+from perm_ray.remote import leave_out_optional_packages
 from perm_ray.types import Completion, Prompt
 
 
@@ -47,6 +48,7 @@ class RolloutActor:
     """Made an actor by `pool.py`; one vLLM engine each."""
 
     def __init__(self, model_dir: Path, config: EngineConfig, seed: int, exclusive: bool) -> None:
+        leave_out_optional_packages()
         self._renderer = ChatRenderer(model_dir)
         self._engine = VLLMEngine(model_dir, config, seed=seed, receives_weights=True, exclusive=exclusive)
 

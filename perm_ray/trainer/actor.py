@@ -16,6 +16,7 @@ import ray
 from perm_ray.config.training import TrainerConfig
 from perm_ray.errors import RunError
 from perm_ray.files import FileDigest
+from perm_ray.remote import leave_out_optional_packages
 from perm_ray.trainer.batching import RankBatch
 from perm_ray.trainer.metrics import StepSums
 
@@ -59,6 +60,7 @@ class TrainerRank:
 
     def start(self, address: tuple[str, int]) -> None:
         """Meet the other ranks at `address`, load the policy and build the engine."""
+        leave_out_optional_packages()
         from perm_ray.trainer import engine
         from perm_ray.trainer.learner import Learner
 
