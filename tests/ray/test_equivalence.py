@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import random
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -76,20 +75,6 @@ def batches() -> list[list[TrainSequence]]:
             batch.append(TrainSequence(prompt, completion, (-6.0,) * len(completion), rng.gauss(0, 1)))
         found.append(batch)
     return found
-
-
-@pytest.fixture(scope="module")
-def groups(ray_cluster: None, tiny_model: Path) -> Iterator[dict[int, TrainerGroup]]:
-    started = {}
-    for num_ranks in (1, 2):
-        config = dataclasses.replace(CONFIG, num_ranks=num_ranks)
-        started[num_ranks] = TrainerGroup(config, tiny_model, seed=1, total_steps=STEPS)
-        started[num_ranks].start_async()
-    for group in started.values():
-        group.wait_ready()
-    yield started
-    for group in started.values():
-        group.shutdown()
 
 
 def train_row(rank: TrainerRank, config: TrainerConfig, model_dir: Path, folder: Path) -> list[StepSums]:

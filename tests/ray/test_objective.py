@@ -9,11 +9,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 import torch
+from ray import cloudpickle
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -21,13 +24,14 @@ from transformers import AutoModelForCausalLM
 from perm_ray.config.training import ObjectiveConfig, TrainerConfig
 from perm_ray.testing.tiny_model import VOCABULARY
 from perm_ray.trainer.actor import TrainerRank
-from perm_ray.trainer.batching import Totals, TrainSequence, plan_step
+from perm_ray.trainer.batching import RankBatch, Totals, TrainSequence, plan_step
 from perm_ray.trainer.group import TrainerGroup
-from perm_ray.trainer.metrics import StepSums
+from perm_ray.trainer.metrics import StepSums, step_metrics
 from perm_ray.trainer.objective import TokenBatch, objective
 from perm_ray.trainer.segments import Segments
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 
 SEED = 1
 CONFIG = TrainerConfig(
@@ -55,23 +59,9 @@ OBJECTIVES = {
     "gspo": (2, dataclasses.replace(NARROW, loss="gspo", epochs=1, minibatches=3, mismatch="sequence_mask")),
     "cispo": (1, dataclasses.replace(NARROW, loss="cispo", epochs=3, minibatches=1, kl_coef=0.0)),
 }
-Start = Callable[[TrainerConfig], TrainerGroup]
 
 
-@pytest.fixture
-def start(ray_cluster: None, tiny_model: Path) -> Iterator[Start]:
-    groups: list[TrainerGroup] = []
-
-    def start_group(config: TrainerConfig) -> TrainerGroup:
-        group = TrainerGroup(config, tiny_model, seed=SEED, total_steps=2)
-        groups.append(group)
-        group.start_async()
-        group.wait_ready()
-        return group
-
-    yield start_group
-    for group in groups:
-        group.shutdown()
+Plan: TypeAlias = list[list[RankBatch]]
 
 
 class PlainTorch:
@@ -149,25 +139,55 @@ def batch(model: torch.nn.Module, count: int, seed: int) -> list[TrainSequence]:
     return sequences
 
 
+def train(
+    rank: TrainerRank, config: TrainerConfig, model_dir: Path, folder: Path, steps: Sequence[Plan]
+) -> list[StepSums]:
+    """Runs in a rank: a new learner trains its shares of `steps` and writes what it has become."""
+    from perm_ray.trainer.learner import Learner
+
+    learner = Learner(config, model_dir, rank.rank, len(steps))
+    sums = [learner.step(step, plan[rank.rank], lambda: False) for step, plan in enumerate(steps)]
+    learner.export(folder)
+    return sums
+
+
+def stop_at(
+    rank: TrainerRank, config: TrainerConfig, model_dir: Path, plan: Plan, votes: Sequence[int]
+) -> list[bool]:
+    """Runs in a rank: whether a step of two updates that is asked to stop from its n-th vote on, counted from
+    0, is given up; for each n of `votes`."""
+    from perm_ray.trainer.learner import Learner
+
+    interrupted = []
+    for vote in votes:
+        learner, cast = Learner(config, model_dir, rank.rank, 1), itertools.count()
+        twice = plan[rank.rank] * 2  # the one minibatch twice: two updates
+        interrupted.append(learner.step(0, twice, lambda at=vote, cast=cast: next(cast) >= at).interrupted)
+    return interrupted
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_ranks_and_updates_change_nothing_about_an_objective(
-    start: Start, tiny_model: Path, tmp_path: Path, name: str
+    groups: dict[int, TrainerGroup], tiny_model: Path, tmp_path: Path, name: str
 ) -> None:
     stage, wanted = OBJECTIVES[name]
     config = dataclasses.replace(CONFIG, zero_stage=stage, objective=wanted)
-    plain, group = PlainTorch(tiny_model, config), start(config)
-    sequences: list[TrainSequence] = []
+    plain, losses, plans = PlainTorch(tiny_model, config), [], []
     for step, count in enumerate((9, 1)):
         sequences = batch(plain.model, count, seed=step)
-        metrics = group.train_step(step, sequences)
-        assert metrics["policy/loss"] == pytest.approx(plain.train_step(step, sequences), rel=1e-3, abs=1e-5)
-        if count > 1:  # the updates move the policy, and the bounds are felt
-            assert metrics["policy/clip_fraction"] > 0
-            clipped = wanted.mismatch == "token_truncate"
-            assert (metrics["policy/mismatch_clipped"] > 0) == clipped
-            assert metrics["policy/mismatch_mean"] == pytest.approx(1.0, abs=0.2)
-            assert 0 < metrics["policy/mismatch_kl"] < 0.01
-    group.export(tmp_path / "model")
+        losses.append(plain.train_step(step, sequences))
+        budget, ranks = config.micro_batch_tokens, config.num_ranks
+        plans.append(plan_step(sequences, budget, ranks, wanted.minibatches, f"{SEED}/{step}"))
+    reports = groups[2].apply(
+        train, config, tiny_model, tmp_path / "model", plans, doing="training", timeout_s=60
+    )
+    metrics = [step_metrics(ranks) for ranks in zip(*reports, strict=True)]
+    assert [row["policy/loss"] for row in metrics] == pytest.approx(losses, rel=1e-3, abs=1e-5)
+    several = metrics[0]  # the updates move the policy, and the bounds are felt
+    assert several["policy/clip_fraction"] > 0
+    assert (several["policy/mismatch_clipped"] > 0) == (wanted.mismatch == "token_truncate")
+    assert several["policy/mismatch_mean"] == pytest.approx(1.0, abs=0.2)
+    assert 0 < several["policy/mismatch_kl"] < 0.01
     weights = load_file(tmp_path / "model" / "model.safetensors")
     expected = {key: weight.detach() for key, weight in plain.model.named_parameters()}
     assert weights.keys() == expected.keys()
@@ -175,23 +195,15 @@ def test_ranks_and_updates_change_nothing_about_an_objective(
     assert max(float((weights[key] - moved[key].float()).abs().max()) for key in weights) > CONFIG.lr
     # A tenth of one update: AdamW makes a share of lr out of the rounding of a gradient that is nearly zero.
     assert max(float((weights[key] - expected[key]).abs().max()) for key in weights) < CONFIG.lr / 10
-    if name == "dapo":
-        a_step_that_has_begun_to_update_is_finished(group, config, sequences)
 
 
-def a_step_that_has_begun_to_update_is_finished(
-    group: TrainerGroup, config: TrainerConfig, sequences: Sequence[TrainSequence]
+def test_a_step_that_has_begun_to_update_is_finished(
+    groups: dict[int, TrainerGroup], tiny_model: Path
 ) -> None:
     """A stop is heeded until the first update: after it the policy is another one."""
-    plan = plan_step(sequences, config.micro_batch_tokens, config.num_ranks)
-    schedule = [share * 2 for share in plan]  # the one minibatch twice: two updates
-
-    def step_stopped_at(rank: TrainerRank, vote: int) -> StepSums:
-        """A step on this rank that is asked to stop from its vote number `vote` on, counted from 0."""
-        votes = itertools.count()
-        return rank._learner.step(7, schedule[rank.rank], lambda: next(votes) >= vote)
-
+    sequences = batch(AutoModelForCausalLM.from_pretrained(tiny_model), 9, seed=0)
+    plan = plan_step(sequences, CONFIG.micro_batch_tokens, CONFIG.num_ranks)
     before_the_update = len(plan[0][0].micro_batches)  # votes come before each micro-batch and the update
-    for vote, interrupted in ((before_the_update + 1, False), (before_the_update, True)):
-        reports = group.apply(step_stopped_at, vote, doing="a stopped step", timeout_s=60)
-        assert [report.interrupted for report in reports] == [interrupted] * config.num_ranks
+    votes = (before_the_update + 1, before_the_update)
+    found = groups[2].apply(stop_at, CONFIG, tiny_model, plan, votes, doing="stopping", timeout_s=60)
+    assert found == [[False, True]] * CONFIG.num_ranks

@@ -1,24 +1,37 @@
-"""A trainer that is killed and started again goes on exactly where its last checkpoint was."""
+"""A trainer that starts again from a checkpoint goes on exactly where that was.
+
+Learners are made anew inside the processes of two groups, of one rank and of two. That other processes resume
+as well is tested in `test_trainer.py` and, for whole runs, in `tests/e2e`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from ray import cloudpickle
 from safetensors.torch import load_file
 from torch import Tensor
 
 from perm_ray.config.training import LoraConfig, ObjectiveConfig, TrainerConfig
-from perm_ray.files import file_digest
+from perm_ray.files import FileDigest, file_digest
 from perm_ray.testing.tiny_model import VOCABULARY
-from perm_ray.trainer.batching import TrainSequence
+from perm_ray.trainer.actor import TrainerRank
+from perm_ray.trainer.batching import TrainSequence, plan_step
 from perm_ray.trainer.group import TrainerGroup
+from perm_ray.trainer.metrics import StepSums, step_metrics
+
+if TYPE_CHECKING:
+    from perm_ray.trainer.learner import Learner
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 
 CONFIG = TrainerConfig(
     num_cpus=1,
@@ -34,25 +47,6 @@ CONFIG = TrainerConfig(
 )
 STEPS = 4
 LORA = LoraConfig(rank=4, dropout=0.1)  # dropout draws from the generators that a resume restores
-Start = Callable[..., TrainerGroup]
-
-
-@pytest.fixture
-def start(ray_cluster: None, tiny_model: Path) -> Iterator[Start]:
-    """Starts a group with CONFIG and the given changes; shuts every group down at the end."""
-    groups: list[TrainerGroup] = []
-
-    def start_group(**changes: object) -> TrainerGroup:
-        config = dataclasses.replace(CONFIG, **changes)
-        group = TrainerGroup(config, tiny_model, seed=1, total_steps=STEPS)
-        groups.append(group)
-        group.start_async()
-        group.wait_ready()
-        return group
-
-    yield start_group
-    for group in groups:
-        group.shutdown()
 
 
 def batch(step: int) -> list[TrainSequence]:
@@ -67,9 +61,36 @@ def batch(step: int) -> list[TrainSequence]:
     return sequences
 
 
-def weights(group: TrainerGroup, path: Path) -> dict[str, Tensor]:
-    group.export(path)
-    return load_file(path / "model.safetensors")
+def all_steps(
+    rank: TrainerRank, config: TrainerConfig, model_dir: Path, folder: Path
+) -> tuple[list[StepSums], dict[str, FileDigest]]:
+    """Runs in a rank: every step without a stop, with a checkpoint after the second, written meanwhile."""
+    from perm_ray.trainer.learner import Learner
+
+    learner = Learner(config, model_dir, rank.rank, STEPS)
+    sums = [step_of(learner, config, rank.rank, step) for step in range(2)]
+    learner.state.save(folder / "checkpoint")
+    sums += [step_of(learner, config, rank.rank, step) for step in range(2, STEPS)]
+    learner.export(folder / "whole")
+    return sums, learner.state.written()
+
+
+def the_rest(
+    rank: TrainerRank, config: TrainerConfig, model_dir: Path, folder: Path, name: str
+) -> list[StepSums]:
+    """Runs in a rank: a new learner, the checkpoint, and the steps that are left."""
+    from perm_ray.trainer.learner import Learner
+
+    learner = Learner(config, model_dir, rank.rank, STEPS)
+    learner.state.load(folder / "checkpoint")
+    sums = [step_of(learner, config, rank.rank, step) for step in range(2, STEPS)]
+    learner.export(folder / name)
+    return sums
+
+
+def step_of(learner: Learner, config: TrainerConfig, rank: int, step: int) -> StepSums:
+    shares = plan_step(batch(step), config.micro_batch_tokens, config.num_ranks)
+    return learner.step(step, shares[rank], lambda: False)
 
 
 def differences(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
@@ -90,8 +111,9 @@ def differences(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
     ],
     ids=["zero0", "zero0-lora", "zero3-2ranks", "zero3-2ranks-lora", "zero2-bfloat16", "zero2-bfloat16-lora"],
 )
-def test_k_steps_a_kill_and_the_rest_are_all_steps(
-    start: Start,
+def test_k_steps_a_stop_and_the_rest_are_all_steps(
+    groups: dict[int, TrainerGroup],
+    tiny_model: Path,
     tmp_path: Path,
     changes: dict[str, object],
     other_ranks: int | None,
@@ -99,28 +121,33 @@ def test_k_steps_a_kill_and_the_rest_are_all_steps(
 ) -> None:
     """Bitwise with as many ranks; with another number, metrics and weights within `rounding`."""
     of_metrics, of_weights = rounding
-    whole = start(**changes)
-    metrics = [whole.train_step(step, batch(step)) for step in range(2)]
-    written = whole.save(tmp_path / "checkpoint")
-    metrics += [whole.train_step(step, batch(step)) for step in range(2, STEPS)]  # while it is written
-    digests = written()
-    expected = weights(whole, tmp_path / "whole")
-    whole.shutdown()
+    config = dataclasses.replace(CONFIG, **changes)
+
+    def run(function: Callable[..., Any], config: TrainerConfig, *more: object) -> list[Any]:
+        arguments = (config, tiny_model, tmp_path, *more)
+        return groups[config.num_ranks].apply(function, *arguments, doing="testing", timeout_s=60)
+
+    reports = run(all_steps, config)
+    metrics = merged([sums for sums, _ in reports])
+    digests = {name: digest for _, part in reports for name, digest in part.items()}
     assert {name: file_digest(tmp_path / "checkpoint" / name) for name in digests} == digests
 
-    resumed = start(**changes)
-    resumed.load(tmp_path / "checkpoint")
-    assert [resumed.train_step(step, batch(step)) for step in range(2, STEPS)] == metrics[2:]
-    found = weights(resumed, tmp_path / "resumed")
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
-    resumed.shutdown()
+    assert merged(run(the_rest, config, "resumed")) == metrics[2:]
+    expected, resumed = exported(tmp_path / "whole"), exported(tmp_path / "resumed")
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
 
     if other_ranks is not None:
-        resharded = start(**{**changes, "num_ranks": other_ranks})
-        resharded.load(tmp_path / "checkpoint")
-        for step in range(2, STEPS):
-            report = resharded.train_step(step, batch(step))
-            assert report == pytest.approx(metrics[step], rel=1e-4 + 5 * of_metrics, abs=1e-6 + of_metrics)
-        difference = differences(expected, weights(resharded, tmp_path / "other"))
-        assert difference <= of_weights
+        found = merged(run(the_rest, dataclasses.replace(config, num_ranks=other_ranks), "other"))
+        for row, wanted in zip(found, metrics[2:], strict=True):
+            assert row == pytest.approx(wanted, rel=1e-4 + 5 * of_metrics, abs=1e-6 + of_metrics)
+        assert differences(expected, exported(tmp_path / "other")) <= of_weights
         assert not (tmp_path / "resharded").exists()  # what the ranks passed it on by
+
+
+def merged(reports: Sequence[Sequence[StepSums]]) -> list[dict[str, float]]:
+    """Each step's metrics, from every rank's sums."""
+    return [step_metrics(ranks) for ranks in zip(*reports, strict=True)]
+
+
+def exported(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "model.safetensors")
