@@ -101,6 +101,11 @@ class Checkpoints:
         """Note the held-out reward after `step`, by which `checkpoint.keep_best` chooses."""
         write_json_atomic(self._ratings_file, {**self._ratings(), str(step): heldout_reward})
 
+    def best_step(self) -> int | None:
+        """After which step of training the held-out reward was highest so far; the first of equals."""
+        rated = {int(step): reward for step, reward in self._ratings().items() if int(step) > 0}
+        return max(sorted(rated), key=rated.__getitem__, default=None)
+
     def _commit(self, state: RunState, aside: Path, trainer: Mapping[str, FileDigest]) -> None:
         """Make the folder aside a checkpoint, and the newest one."""
         write_json_atomic(aside / "state.json", asdict(state))

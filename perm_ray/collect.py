@@ -161,24 +161,38 @@ class Collector:
 def make_groups(
     prompts: Sequence[Prompt], rollouts: Sequence[Sequence[Rollout]], config: RewardConfig
 ) -> tuple[RolloutGroup, ...]:
-    """Groups with their advantages, which may depend on all of them.
-
-    Raises `NotFiniteError` for a reward that is not finite: it would make every advantage of its group so.
-    """
-    for rollout in (rollout for group in rollouts for rollout in group):
-        if rollout.reward is not None and not math.isfinite(rollout.reward.value):
-            raise NotFiniteError(
-                f"The reward of {name_of(rollout.completion)} must be finite, found {rollout.reward}: "
-                "look at what its judges scored, and at the section rewards."
-            )
-    advantages = advantages_of([[rollout.reward for rollout in group] for group in rollouts], config)
+    """Groups with their advantages, which may depend on all of them: none is a number when a reward is not
+    finite, which `check_finite` tells of."""
+    rewards = [[rollout.reward for rollout in group] for group in rollouts]
+    if all(math.isfinite(reward.value) for group in rewards for reward in group if reward):
+        advantages = advantages_of(rewards, config)
+    else:
+        advantages = [(math.nan,) * len(group) for group in rewards]
     return tuple(
-        RolloutGroup(prompt, tuple(group), values)
+        RolloutGroup(prompt, tuple(group), tuple(values))
         for prompt, group, values in zip(prompts, rollouts, advantages, strict=True)
     )
 
 
-def name_of(completion: Completion) -> str:
+def check_finite(groups: Sequence[RolloutGroup]) -> None:
+    """Raise `NotFiniteError`, which names the rollout, for a reward or an advantage that is not finite."""
+    named = [
+        *(("reward", r.completion, r.reward.value) for group in groups for r in group.rollouts if r.reward),
+        *(
+            ("advantage", rollout.completion, advantage)
+            for group in groups
+            for rollout, advantage in zip(group.rollouts, group.advantages, strict=True)
+        ),
+    ]
+    for kind, completion, value in named:
+        if not math.isfinite(value):
+            raise NotFiniteError(
+                f"The {kind} of {_name_of(completion)} must be finite, found {value}: look at what its "
+                "judges scored, and at the section rewards."
+            )
+
+
+def _name_of(completion: Completion) -> str:
     """How a message names a rollout: as it is found in the sample files."""
     scenario, version = completion.scenario_id, completion.version
     return f"completion {completion.index} of scenario {scenario} (policy version {version})"

@@ -6,14 +6,13 @@ step waits for the weights: exact, and repeatable bit for bit on CPU with `run.d
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
 
-from perm_ray.collect import Collected, name_of
+from perm_ray.collect import Collected, check_finite
 from perm_ray.errors import LimitError, NotFiniteError, RunError
 from perm_ray.evaluation.heldout import HeldoutResult, compare, heldout_result
 from perm_ray.replay import FailedStep
@@ -21,6 +20,7 @@ from perm_ray.run_state import RunState
 from perm_ray.runtime import Runtime
 from perm_ray.signals import StopSignals
 from perm_ray.tracking.metrics import rollout_metrics
+from perm_ray.tracking.run_directory import BestPolicy
 from perm_ray.tracking.slices import slice_metrics
 from perm_ray.trainer.batching import TrainSequence
 from perm_ray.trainer.limits import exceeded
@@ -51,7 +51,7 @@ class Driver:
         for step in range(self.state.step + 1, config.run.steps + 1):
             self._step(step)
             if config.evaluation.every and step % config.evaluation.every == 0 and step < config.run.steps:
-                self._evaluate(step)
+                self._keep_if_best(step, self._evaluate(step))
             self._probe(step)
             self._step_began = time.monotonic()
             if config.checkpoint.every and step % config.checkpoint.every == 0:
@@ -61,6 +61,8 @@ class Driver:
         if before.rewards:
             self.evaluation = compare(before, self._evaluate(config.run.steps), config.run.seed)
         self._stop.check()
+        if run.checkpoints.best_step() == config.run.steps:
+            run.directory.forget_best()
         run.progress.phase("exporting the policy")
         run.trainer.export(run.directory.policy)
         run.checkpoints.wait()
@@ -151,6 +153,7 @@ class Driver:
             self._run.progress.note(f"Step {step}: every rollout is masked, the policy stays as it is.")
             return {}
         try:
+            check_finite(groups)
             metrics = self._run.trainer.train_step(step, sequences)
             self._check_limits(step, metrics)
         except (NotFiniteError, LimitError) as error:
@@ -205,12 +208,23 @@ class Driver:
             report=run.progress.phase,
         )
         run.directory.write_heldout(step, collected.groups, run.ambiguity)
+        check_finite(collected.groups)
         metrics = rollout_metrics(collected.groups) | slice_metrics(collected.groups)
         result = heldout_result(collected.groups, metrics)
         run.tracker.log_step(step, {f"heldout/{name}": value for name, value in result.metrics.items()})
         if result.rewards:
             run.checkpoints.rate(step, fmean(result.rewards.values()))
         return result
+
+    def _keep_if_best(self, step: int, result: HeldoutResult) -> None:
+        """Export the policy of a step that did better on the held-out scenarios than every one before."""
+        run = self._run
+        if run.checkpoints.best_step() != step:
+            return
+        run.progress.phase("exporting the best policy so far")
+        run.trainer.export(run.directory.best_policy)
+        before = HeldoutResult(**self.state.before)
+        run.directory.write_best(BestPolicy(step, compare(before, result, run.config.run.seed)))
 
     def _probe(self, step: int) -> None:
         """Put the probes to the judges, if it is time, and say which attacks pay better than at first."""
@@ -229,19 +243,11 @@ class Driver:
 
 
 def train_sequences(groups: Sequence[RolloutGroup]) -> list[TrainSequence]:
-    """What the trainer learns from: every rollout that is not masked, with its sampled token ids.
-
-    Raises `NotFiniteError`, which names the rollout, for an advantage that nothing can be learned from.
-    """
+    """What the trainer learns from: every rollout that is not masked, with its sampled token ids."""
     sequences = []
     for group in groups:
         for rollout, advantage in zip(group.rollouts, group.advantages, strict=True):
             completion = rollout.completion
-            if not math.isfinite(advantage):
-                raise NotFiniteError(
-                    f"The advantage of {name_of(completion)} must be finite, found {advantage}: look at the "
-                    "rewards of its group, and at the section rewards."
-                )
             if not rollout.masked and completion.token_ids:
                 ids = (group.prompt.token_ids, completion.token_ids)
                 sequences.append(TrainSequence(*ids, completion.logprobs, advantage))

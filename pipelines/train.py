@@ -202,7 +202,7 @@ def _drive(
                     driver.settle()
                     raise
                 summary_extra["evaluation"] = driver.evaluation
-        candidate = _describe_policy(plan.config, models, directory, contents, driver)
+        candidates = _describe_policies(plan.config, models, directory, contents, driver)
         status = "FINISHED"
     except Interrupted:
         status = "KILLED"
@@ -213,31 +213,37 @@ def _drive(
         summary = summarise(directory.read_metrics(), status, wall_time_s, summary_extra)
         directory.write_summary(summary)
         print_summary(summary, console)
-    registered = register_policy(plan.config, directory.path, candidate)
-    if registered is not None:
-        console.print(f"Model:  {registered}", markup=False, highlight=False, soft_wrap=True)
+    for candidate in candidates:
+        registered = register_policy(plan.config, directory.path, candidate)
+        if registered is not None:
+            console.print(f"Model:  {registered}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _describe_policy(
+def _describe_policies(
     config: Config, models: Models, directory: RunDirectory, contents: Mapping[str, str], driver: Driver
-) -> Candidate:
-    """Write the exported policy's card, and say what the model registry needs to know of it."""
+) -> list[Candidate]:
+    """Write the cards of the policies that were exported, the best one (if it is not the last) and the last,
+    and say what the model registry needs to know of them."""
     from perm_ray.files import write_text_atomic
     from perm_ray.tracking.model_card import TrainedPolicy, heldout_reward, model_card
     from perm_ray.tracking.registry import Candidate, measure_of
 
-    state = driver.state
-    policy = TrainedPolicy(directory.name, state.step, contents, driver.evaluation, state.packages)
-    card = model_card(config, policy)
-    write_text_atomic(directory.policy / "README.md", card)
-    return Candidate(
-        folder=directory.policy,
-        card=card,
-        step=state.step,
-        reward=heldout_reward(driver.evaluation),
-        measure=measure_of(config, contents),
-        example=models.train_prompts[0].messages,
-    )
+    def describe(folder: Path, step: int, evaluation: Mapping[str, object]) -> Candidate:
+        policy = TrainedPolicy(directory.name, step, contents, evaluation, driver.state.packages)
+        card = model_card(config, policy)
+        write_text_atomic(folder / "README.md", card)
+        return Candidate(
+            folder=folder,
+            card=card,
+            step=step,
+            reward=heldout_reward(evaluation),
+            measure=measure_of(config, contents),
+            example=models.train_prompts[0].messages,
+        )
+
+    best = directory.best()
+    earlier = [] if best is None else [describe(directory.best_policy, best.step, best.evaluation)]
+    return [*earlier, describe(directory.policy, driver.state.step, driver.evaluation)]
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     runs/<name>/config.yaml  metrics.jsonl  summary.json  samples/step_000001.jsonl
                 samples/heldout_000001.jsonl  checkpoints/  policy/
+                policy_best/ (where an earlier step did better on held-out scenarios than the last)
                 mlflow_run.json  mlflow_spool.jsonl (what MLflow could not be given yet)
 
 The driver creates one at start-up (or resumes one) and writes to it after every step. Each write is
@@ -12,8 +13,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -25,6 +27,16 @@ from perm_ray.tracking.mlflow_client import TrackedRun
 from perm_ray.tracking.samples import ambiguous_rows, sample_rows
 from perm_ray.tracking.spool import SPOOL_NAME, Spool
 from perm_ray.types import RolloutGroup
+
+_BEST_NAME = "heldout.json"
+
+
+@dataclass(frozen=True, slots=True)
+class BestPolicy:
+    """Which step's policy it is, and how it did on the held-out scenarios, as in `summary.json`."""
+
+    step: int
+    evaluation: Mapping[str, object]
 
 
 def run_path(run: RunConfig, now: datetime) -> Path:
@@ -69,6 +81,9 @@ class RunDirectory:
             if samples.stem.rpartition("_")[2] > f"{step:06d}":
                 samples.unlink()
         Spool(path).keep_until(step)
+        best = directory.best()
+        if best is None or best.step > step:
+            directory.forget_best()
         return directory
 
     def _prepare(self, config_text: str) -> None:
@@ -110,6 +125,10 @@ class RunDirectory:
     @property
     def policy(self) -> Path:
         return self.path / "policy"
+
+    @property
+    def best_policy(self) -> Path:
+        return self.path / "policy_best"
 
     @property
     def summary_file(self) -> Path:
@@ -168,6 +187,20 @@ class RunDirectory:
         if not files:
             return {}
         return json.loads(files[0].read_text(encoding="utf-8").split("\n")[0])["metrics"]
+
+    def write_best(self, best: BestPolicy) -> None:
+        """Say of the policy that is in `best_policy` how good it is: from now on it counts."""
+        write_json_atomic(self.best_policy / _BEST_NAME, asdict(best))
+
+    def best(self) -> BestPolicy | None:
+        """What `best_policy` holds; None if it holds no whole policy."""
+        file = self.best_policy / _BEST_NAME
+        return BestPolicy(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+
+    def forget_best(self) -> None:
+        """Remove it, and its adapter."""
+        for folder in (self.best_policy, self.best_policy.with_name(f"{self.best_policy.name}_adapter")):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def write_summary(self, summary: Mapping[str, object]) -> None:
         write_json_atomic(self.summary_file, summary)

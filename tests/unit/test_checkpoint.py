@@ -232,6 +232,16 @@ def test_the_best_are_kept_by_their_held_out_reward(tmp_path: Path) -> None:
     assert steps_in(tmp_path) == ["step_000002", "step_000003", "step_000005"]
 
 
+def test_the_best_step_is_one_of_training_and_the_first_of_equals(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    assert checkpoints.best_step() is None
+    checkpoints.rate(0, 9.0)
+    assert checkpoints.best_step() is None
+    for step, reward in ((10, 0.2), (9, 0.2), (11, 0.1)):
+        checkpoints.rate(step, reward)
+    assert checkpoints.best_step() == 9
+
+
 # ---- damage, and going back -----------------------------------------------------------------
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
 
-from perm_ray.collect import Collected, Collector
+from perm_ray.collect import Collected, Collector, check_finite
 from perm_ray.config.training import RewardConfig
 from perm_ray.driver import train_sequences
 from perm_ray.errors import NotFiniteError
@@ -248,15 +249,18 @@ def test_a_step_in_which_all_is_masked_gives_the_trainer_nothing() -> None:
 def test_a_reward_that_is_not_finite_is_refused_with_the_name_of_its_rollout() -> None:
     completions = [fake_completion("a", i, version=6) for i in range(2)]
     rewards = RewardConfig(length_coef=float("inf"), length_free_tokens=3)
+    groups = collect([fake_prompt("a")], completions, {("a", 0): GOOD, ("a", 1): POOR}, rewards).groups
     with pytest.raises(NotFiniteError, match=r"reward of completion 0 of scenario a \(policy version 6\)"):
-        collect([fake_prompt("a")], completions, {("a", 0): GOOD, ("a", 1): POOR}, rewards)
+        check_finite(groups)
+    # What would have been trained on is there, to be looked at.
+    assert [math.isnan(sequence.advantage) for sequence in train_sequences(groups)] == [True, True]
 
 
 def test_an_advantage_that_is_not_finite_is_refused_with_the_name_of_its_rollout() -> None:
     completions = [fake_completion("a", i) for i in range(2)]
     (group,) = collect([fake_prompt("a")], completions, {("a", 0): GOOD, ("a", 1): POOR}).groups
     with pytest.raises(NotFiniteError, match=r"advantage of completion 1 of scenario a .* found nan"):
-        train_sequences([replace(group, advantages=(0.5, float("nan")))])
+        check_finite([replace(group, advantages=(0.5, float("nan")))])
 
 
 # ---- truncated completions ---------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from perm_ray.errors import CheckpointError, ConfigError, DataError
 from perm_ray.files import write_json_atomic, write_text_atomic
 from perm_ray.tracking.ambiguous import AmbiguityRule
 from perm_ray.tracking.mlflow_client import TrackedRun
-from perm_ray.tracking.run_directory import RunDirectory, run_path
+from perm_ray.tracking.run_directory import BestPolicy, RunDirectory, run_path
 from perm_ray.tracking.spool import Record, Spool
 from perm_ray.types import (
     Completion,
@@ -101,6 +101,19 @@ def test_resume_drops_later_steps_and_a_line_cut_short(tmp_path: Path) -> None:
     names = sorted(path.name for path in resumed.samples.iterdir())
     kept = ["heldout_000000", "heldout_000001", "heldout_000002", "step_000001", "step_000002"]
     assert names == [f"{name}.jsonl" for name in kept]
+
+
+def test_resume_keeps_the_best_policy_of_the_steps_that_stay(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "night", "a: 1\n")
+    assert run.best() is None
+    run.best_policy.mkdir()
+    adapter = run.path / "policy_best_adapter"
+    adapter.mkdir()
+    run.write_best(BestPolicy(2, {"after": {"reward/mean": 0.5}}))
+    assert RunDirectory.resume(run.path, "", step=2).best() == BestPolicy(2, {"after": {"reward/mean": 0.5}})
+    assert RunDirectory.resume(run.path, "", step=1).best() is None
+    assert not run.best_policy.exists()
+    assert not adapter.exists()
 
 
 def test_resume_before_the_first_metrics(tmp_path: Path) -> None:
