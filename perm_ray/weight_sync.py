@@ -196,7 +196,7 @@ def _weight_source(rank: TrainerRank, adapter_only: bool) -> Any:
 
 def _send(rank: TrainerRank, version: int) -> Sent:
     """Send this rank's part; rank 0 returns what it sent."""
-    from perm_ray.engine.weight_transfer import num_bytes
+    from perm_ray.engine.wire import num_bytes
 
     client, sender = rank.weight_sender
     client.version = version

@@ -11,16 +11,13 @@ alone is merged into the weights of the engine's own model folder, by the traine
 
 from __future__ import annotations
 
-import datetime
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.distributed as dist
 from safetensors import safe_open
 from vllm.distributed.weight_transfer.base import (
     ParamMeta,
@@ -37,73 +34,12 @@ from vllm.distributed.weight_transfer.factory import (
     WeightTransferTrainerFactory,
 )
 
+from perm_ray.engine.wire import BroadcastGroup, chunks, crc32, unpack
 from perm_ray.errors import ModelError
 from perm_ray.low_rank import DOWN, UP, merge
-from perm_ray.rendezvous import free_port, join_store, open_store, use_interface_towards
+from perm_ray.rendezvous import free_port
 
 BACKEND = "gloo"
-
-
-class BroadcastGroup:
-    """A stand-alone gloo group that leaves torch.distributed's default group to DeepSpeed.
-
-    Rank 0 opens the store (`port` 0) and tells the others its port."""
-
-    def __init__(self, host: str, port: int, rank: int, world_size: int, timeout_s: float) -> None:
-        self._rank, self._world_size = rank, world_size
-        self._timeout = datetime.timedelta(seconds=timeout_s)
-        use_interface_towards(host)
-        self._store = (
-            open_store(host, world_size, timeout_s)
-            if rank == 0
-            else join_store(host, port, world_size, timeout_s)
-        )
-        self.port = self._store.port
-
-    def join(self) -> None:
-        """Wait until every rank is here."""
-        self._group: Any = dist.ProcessGroupGloo(
-            self._store, self._rank, self._world_size, timeout=self._timeout
-        )
-
-    def broadcast(self, buffer: torch.Tensor) -> None:
-        """Send (rank 0) or receive `buffer` in place."""
-        options = dist.BroadcastOptions()
-        options.rootRank, options.rootTensor = 0, 0
-        self._group.broadcast([buffer], options).wait()
-
-
-def num_bytes(meta: ParamMeta) -> int:
-    """Size of one tensor on the wire, in bytes."""
-    return torch.Size(meta.shape).numel() * meta.dtype.itemsize
-
-
-def chunks(metas: Sequence[ParamMeta], limit: int) -> Iterator[tuple[list[ParamMeta], int]]:
-    """Cut `metas`, in order, into chunks that just reach `limit` bytes: `(metas, bytes)` of each."""
-    chunk: list[ParamMeta] = []
-    size = 0
-    for meta in metas:
-        chunk.append(meta)
-        size += num_bytes(meta)
-        if size >= limit:
-            yield chunk, size
-            chunk, size = [], 0
-    if chunk:
-        yield chunk, size
-
-
-def _unpack(buffer: torch.Tensor, metas: Iterable[ParamMeta]) -> Iterator[tuple[str, torch.Tensor]]:
-    offset = 0
-    for meta in metas:
-        size = num_bytes(meta)
-        yield meta.name, buffer[offset : offset + size].view(meta.dtype).view(meta.shape)
-        offset += size
-
-
-def crc32(buffer: torch.Tensor, start: int) -> int:
-    """The checksum of what `start` is the checksum of, with `buffer` after it."""
-    data: Any = buffer.numpy()  # a buffer, which its annotations do not say
-    return zlib.crc32(data, start)
 
 
 # --- the engine's half ---------------------------------------------------------------------------
@@ -161,9 +97,9 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
             self._group.broadcast(buffer)
             self.checksum = crc32(buffer, self.checksum)
             if update_info.adapter_scaling is None:
-                model.load_weights(_unpack(buffer, metas))
+                model.load_weights(unpack(buffer, metas))
             else:
-                adapter.update(_unpack(buffer, metas))
+                adapter.update(unpack(buffer, metas))
         if update_info.adapter_scaling is not None:
             folder = Path(self.model_config.model)
             model.load_weights(_with_adapter(folder, adapter, update_info.adapter_scaling))
@@ -301,7 +237,7 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
         weights = iter(self.source)
         for chunk, size in chunks(metas, self._chunk_bytes):
             buffer = torch.empty(size, dtype=torch.uint8)
-            for target, meta in zip(_unpack(buffer, chunk), chunk, strict=True):
+            for target, meta in zip(unpack(buffer, chunk), chunk, strict=True):
                 name, tensor = next(weights)
                 assert name == meta.name, f"expected the weights of {meta.name}, found {name}"
                 target[1].copy_(tensor)

@@ -140,6 +140,13 @@ def test_links_and_files_exist() -> None:
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
+def test_the_tests_that_security_promises_name_exist() -> None:
+    """Each promise is followed by where it is tested."""
+    named = re.findall(r"`(tests/[^`]+)`", (ROOT / "SECURITY.md").read_text(encoding="utf-8"))
+    assert len(named) > 5
+    assert [name for name in named if not list(ROOT.glob(name))] == []
+
+
 def test_the_map_names_what_is_there() -> None:
     names = re.findall(r"\b([a-z_]+\.py)\b", README)
     known = {path.name for path in (*ROOT.glob("perm_ray/**/*.py"), *ROOT.glob("pipelines/**/*.py"))}
