@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,8 +16,15 @@ PREFIX = "perm_ray_"
 
 
 def gauge_name(metric: str) -> str:
-    """`judge/resonation/mean` is `perm_ray_judge_resonation_mean` (Ray puts `ray_` before it)."""
-    return PREFIX + re.sub(r"[^a-zA-Z0-9]+", "_", metric).strip("_").lower()
+    """`judge/resonation/mean` is `perm_ray_judge_resonation_mean` (Ray puts `ray_` before it).
+
+    Prometheus knows ASCII only. Letters lose their accents; where others are lost (of a culture's own name in
+    its own script) a number tells the names apart.
+    """
+    letters = [c for c in unicodedata.normalize("NFKD", metric) if not unicodedata.combining(c)]
+    name = re.sub(r"[^a-zA-Z0-9]+", "_", "".join(letters)).strip("_").lower()
+    lost = not all(map(str.isascii, letters))
+    return f"{PREFIX}{name}_{zlib.crc32(metric.encode()):08x}" if lost else PREFIX + name
 
 
 class RayGauges:
@@ -33,7 +42,8 @@ class RayGauges:
             if not math.isfinite(value):
                 continue
             if metric not in self._gauges:
-                gauge = Gauge(gauge_name(metric), description=metric, tag_keys=("run",))
+                told = metric.encode("ascii", "replace").decode()
+                gauge = Gauge(gauge_name(metric), description=told, tag_keys=("run",))
                 gauge.set_default_tags({"run": self._run})
                 self._gauges[metric] = gauge
             self._gauges[metric].set(value)

@@ -6,7 +6,9 @@ import json
 import re
 from pathlib import Path
 
-from perm_ray.tracking.gauges import gauge_name
+from perm_ray.data.scenarios import load_scenarios
+from perm_ray.tracking.gauges import RayGauges, gauge_name
+from perm_ray.tracking.slices import slice_names
 from tests.e2e.test_train import METRICS, PERSPECTIVES
 
 DASHBOARD = Path(__file__).parents[2] / "cluster" / "grafana" / "perm_ray.json"
@@ -20,6 +22,17 @@ FURTHER = {
 def test_a_gauge_has_a_name_that_prometheus_takes() -> None:
     assert gauge_name("judge/resonation/mean") == "perm_ray_judge_resonation_mean"
     assert gauge_name("slice/language/pt-BR/reward") == "perm_ray_slice_language_pt_br_reward"
+    assert gauge_name("slice/culture/Québécois/reward") == "perm_ray_slice_culture_quebecois_reward"
+    others = [gauge_name(f"slice/culture/{name}/reward") for name in ("日本", "中国", "Ελλάδα")]
+    assert len(set(others)) == 3
+    assert all(re.fullmatch(r"perm_ray_slice_culture_reward_[0-9a-f]{8}", name) for name in others)
+
+
+def test_ray_takes_the_gauge_of_any_scenarios_tag() -> None:
+    slices = {name for scenario in load_scenarios("builtin:train") for name in slice_names(scenario)}
+    assert not all(map(str.isascii, slices))
+    metrics = {f"slice/{name}/reward": 0.5 for name in (*slices, "culture/日本")}
+    RayGauges("kind").set(1, metrics)
 
 
 def test_the_dashboard_asks_for_gauges_that_a_run_has() -> None:
