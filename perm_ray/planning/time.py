@@ -82,17 +82,17 @@ def step_time(
 
 
 def trained_tokens(config: Config) -> int:
-    """Tokens of a step's training in one epoch, at most. A prompt that completions share is computed once in
-    each micro-batch that has any of them (`trainer/batching.py`)."""
+    """Tokens of a step's training in one epoch, at most. A prompt that completions share is computed once for
+    those of them that stay together: in a minibatch, a micro-batch and a rank (`trainer/batching.py`)."""
     rollout, trainer, prompt = config.rollout, config.trainer, config.prompt.max_tokens
-    copies = rollout.completions_per_prompt
+    length, copies = rollout.max_completion_tokens, rollout.completions_per_prompt
     if trainer.share_prompts:
-        fitting = max(1, (trainer.micro_batch_tokens - prompt) // rollout.max_completion_tokens)
         minibatches = trainer.objective.minibatches
         together = math.ceil(copies / minibatches)  # of a group's completions, in a minibatch
-        copies = min(copies, minibatches * math.ceil(together / fitting))
-    completions = rollout.completions_per_prompt * rollout.max_completion_tokens
-    return rollout.prompts_per_step * (copies * prompt + completions)
+        part = math.ceil(rollout.prompts_per_step * (prompt + together * length) / trainer.num_ranks)
+        fitting = max(1, (min(trainer.micro_batch_tokens, part) - prompt) // length)
+        copies = min(copies, (copies + minibatches * (fitting - 1)) // fitting)  # however they fall
+    return rollout.prompts_per_step * (copies * prompt + rollout.completions_per_prompt * length)
 
 
 def _phase(

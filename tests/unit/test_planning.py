@@ -15,7 +15,8 @@ from perm_ray.engine.models import cache_dir
 from perm_ray.errors import ConfigError, ModelError
 from perm_ray.planning.layout import Seat, check_engine, seat
 from perm_ray.planning.shapes import PUBLISHED, ModelShape, model_shape, read_shape
-from perm_ray.planning.time import step_time
+from perm_ray.planning.time import step_time, trained_tokens
+from perm_ray.trainer.batching import TrainSequence, plan_step, tokens_of
 from pipelines import CONFIGS
 
 # Billions of parameters on the model cards: all, and without embeddings where the card tells.
@@ -186,6 +187,44 @@ def test_a_steps_time_by_hand() -> None:
     assert not any(phase.assumed for phase in time.phases)
     assert time.sync_s == pytest.approx(2 * QWEN_7B.parameters / 5e9)
     assert time.seconds == pytest.approx(max(32.0, judge.seconds) + 10.0 + time.sync_s)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("trainer.share_prompts=false",),
+        ("trainer.micro_batch_tokens=1000",),  # a prompt and three completions
+        ("trainer.micro_batch_tokens=600",),  # less than a sequence
+        ("trainer.num_ranks=3",),
+        ("rollout.prompts_per_step=1", "trainer.num_ranks=4"),
+        ("trainer.objective.minibatches=2",),
+        ("trainer.objective.minibatches=5", "trainer.num_ranks=2"),
+    ],
+    ids=str,
+)
+def test_no_more_is_trained_on_than_planned(overrides: tuple[str, ...]) -> None:
+    """Against the plan of a step itself, with every prompt and completion at full length."""
+    config = load_config(CONFIGS / "local.yaml", overrides)
+    rollout, trainer = config.rollout, config.trainer
+    sequences = [
+        TrainSequence(
+            (prompt,) * config.prompt.max_tokens,
+            (1,) * rollout.max_completion_tokens,
+            (0.0,) * rollout.max_completion_tokens,
+            1.0,
+        )
+        for prompt in range(rollout.prompts_per_step)
+        for _ in range(rollout.completions_per_prompt)
+    ]
+    minibatches = trainer.objective.minibatches
+    dealt = (sequences, trainer.micro_batch_tokens, trainer.num_ranks, minibatches, "", trainer.share_prompts)
+    plan = plan_step(*dealt)
+    units = [unit for rank in plan for share in rank for micro in share.micro_batches for unit in micro]
+    computed = sum(map(tokens_of, units))
+    assert computed <= trained_tokens(config)
+    if minibatches == 1 and trainer.num_ranks == 1:
+        assert computed == trained_tokens(config)
 
 
 def test_what_is_assumed_grows_with_the_model_and_shrinks_with_the_gpus() -> None:
