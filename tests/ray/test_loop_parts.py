@@ -46,7 +46,7 @@ def prompts(tiny_model: Path) -> tuple[Prompt, ...]:
 
 
 @pytest.fixture(scope="module")
-def rollouts(tiny_model: Path, ray_cluster: None) -> Iterator[RolloutPool]:
+def rollouts(tiny_model: Path, ray_cluster: int) -> Iterator[RolloutPool]:
     pool = RolloutPool(ROLLOUT, tiny_model, seed=1, deterministic=True)
     wait_all(pool.starting(), timeout_s=200, doing="starting")
     yield pool
@@ -226,7 +226,7 @@ def judges_of(scoring: ScoringConfig) -> JudgesConfig:
 
 
 @pytest.fixture(scope="module")
-def four_pools(tiny_model: Path, ray_cluster: None) -> Iterator[Judges]:
+def four_pools(tiny_model: Path, ray_cluster: int) -> Iterator[Judges]:
     config = judges_of(ScoringConfig(mode="expected", min_mass=0.0))
     folders = dict.fromkeys(PERSPECTIVES, tiny_model)
     judges = start_judges(

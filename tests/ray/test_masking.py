@@ -52,7 +52,7 @@ def sequences(failed_ones_exist: bool) -> list[TrainSequence]:
 
 
 def test_the_gradient_is_that_of_a_run_where_the_masked_rollouts_never_existed(
-    tiny_model: Path, tmp_path: Path, ray_cluster: None
+    tiny_model: Path, tmp_path: Path, ray_cluster: int
 ) -> None:
     with_failures, without = sequences(True), sequences(False)
     assert len(with_failures) == 6

@@ -45,7 +45,7 @@ Start = Callable[..., TrainerGroup]
 
 
 @pytest.fixture
-def start(ray_cluster: None, tiny_model: Path) -> Iterator[Start]:
+def start(ray_cluster: int, tiny_model: Path) -> Iterator[Start]:
     """Starts a group with CONFIG and the given changes; shuts every group down at the end."""
     groups: list[TrainerGroup] = []
 

@@ -39,7 +39,7 @@ SOUND = [TrainSequence((1, 2, 3), (4, 5, 6, 7), (-6.0,) * 4, 0.5)] * 3
 
 
 @pytest.fixture
-def group(ray_cluster: None, tiny_model: Path) -> Iterator[TrainerGroup]:
+def group(ray_cluster: int, tiny_model: Path) -> Iterator[TrainerGroup]:
     group = TrainerGroup(CONFIG, tiny_model, seed=1, total_steps=10)
     group.start_async()
     group.wait_ready()
