@@ -99,11 +99,11 @@ class Checkpoints:
 
     def rate(self, step: int, heldout_reward: float) -> None:
         """Note the held-out reward after `step`, by which `checkpoint.keep_best` chooses."""
-        write_json_atomic(self._ratings_file, {**self._ratings(), str(step): heldout_reward})
+        write_json_atomic(self._ratings_file, self._ratings() | {step: heldout_reward})
 
     def best_step(self) -> int | None:
         """After which step of training the held-out reward was highest so far; the first of equals."""
-        rated = {int(step): reward for step, reward in self._ratings().items() if int(step) > 0}
+        rated = {step: reward for step, reward in self._ratings().items() if step > 0}
         return max(sorted(rated), key=rated.__getitem__, default=None)
 
     def _commit(self, state: RunState, aside: Path, trainer: Mapping[str, FileDigest]) -> None:
@@ -136,7 +136,7 @@ class Checkpoints:
         kept = set(steps[-self._config.keep :])
         if self._config.keep_every:
             kept |= {step for step in steps if step % self._config.keep_every == 0}
-        ratings = {int(step): reward for step, reward in self._ratings().items()}
+        ratings = self._ratings()
         rated = sorted((step for step in steps if step in ratings), key=lambda step: ratings[step])
         kept |= set(rated[max(0, len(rated) - self._config.keep_best) :])
         for folder in folders:
@@ -169,7 +169,7 @@ class Checkpoints:
         for later in saved[saved.index(chosen) + 1 :]:
             shutil.rmtree(later)
         step = _step(chosen)
-        ratings = {done: reward for done, reward in self._ratings().items() if int(done) <= step}
+        ratings = {done: reward for done, reward in self._ratings().items() if done <= step}
         write_json_atomic(self._ratings_file, ratings)
 
     def latest_name(self) -> str | None:
@@ -200,11 +200,12 @@ class Checkpoints:
     def _ratings_file(self) -> Path:
         return self._folder / "heldout.json"
 
-    def _ratings(self) -> dict[str, float]:
-        """Held-out reward by step, as JSON has it: the keys are texts."""
+    def _ratings(self) -> dict[int, float]:
+        """Held-out reward by step."""
         if not self._ratings_file.is_file():
             return {}
-        return json.loads(self._ratings_file.read_text(encoding="utf-8"))
+        stored = json.loads(self._ratings_file.read_text(encoding="utf-8"))
+        return {int(step): reward for step, reward in stored.items()}
 
 
 def checkpoint_of(path: Path) -> tuple[Path, str | None]:

@@ -20,6 +20,7 @@ from typing import Any
 
 from perm_ray.config.schema import Config
 from perm_ray.config.training import LoraConfig, ObjectiveConfig, TrainerConfig
+from perm_ray.testing.sequences import random_sequences
 from perm_ray.trainer.batching import MicroBatch, TrainSequence, plan_step
 
 DESCRIPTION = "The trainer, against a bare torch loop and by setting"
@@ -71,15 +72,16 @@ def _settings(trainer: TrainerConfig) -> dict[str, TrainerConfig]:
 
 def _sequences(seed: int) -> list[TrainSequence]:
     """Random tokens in groups and lengths like those of a step of the local configuration."""
-    rng = random.Random(seed)
-    found: list[TrainSequence] = []
-    prompt: tuple[int, ...] = ()
-    for index in range(NUM_PROMPTS * COMPLETIONS_PER_PROMPT):
-        if index % COMPLETIONS_PER_PROMPT == 0:
-            prompt = tuple(rng.choices(range(1000, 40_000), k=rng.randint(*PROMPT_TOKENS)))
-        completion = tuple(rng.choices(range(1000, 40_000), k=rng.randint(*COMPLETION_TOKENS)))
-        found.append(TrainSequence(prompt, completion, (-5.0,) * len(completion), rng.gauss(0, 1)))
-    return found
+    drawn = random_sequences(
+        random.Random(seed),
+        NUM_PROMPTS * COMPLETIONS_PER_PROMPT,
+        per_prompt=COMPLETIONS_PER_PROMPT,
+        vocabulary=range(1000, 40_000),
+        prompt_tokens=PROMPT_TOKENS,
+        completion_tokens=COMPLETION_TOKENS,
+        logprob=-5.0,
+    )
+    return list(drawn)
 
 
 def _against_bare(

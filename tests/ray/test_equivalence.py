@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from perm_ray.config.training import LoraConfig, ObjectiveConfig, TrainerConfig
 from perm_ray.errors import ModelError
+from perm_ray.testing.sequences import random_sequences
 from perm_ray.testing.tiny_model import VOCABULARY
 from perm_ray.trainer.actor import TrainerRank
 from perm_ray.trainer.batching import TrainSequence, plan_step
@@ -30,9 +31,7 @@ from perm_ray.trainer.metrics import StepSums, step_metrics
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 
-CONFIG = TrainerConfig(
-    num_cpus=1,
-    num_threads=1,
+CONFIG = TrainerConfig(  # of learners; how their processes run is in conftest.py
     dtype="float32",
     micro_batch_tokens=128,
     lr=1e-4,  # AdamW makes steps of this size of differences in gradients that are nearly zero
@@ -40,9 +39,6 @@ CONFIG = TrainerConfig(
     warmup_ratio=0.0,
     max_grad_norm=0.5,
     objective=ObjectiveConfig(kl_coef=0.05),
-    start_timeout_s=200,
-    step_timeout_s=60,
-    collective_timeout_s=30,
 )
 LORA = LoraConfig(rank=4, alpha=8.0, targets=("q_proj", "v_proj", "down_proj"))
 STEPS = 3
@@ -66,14 +62,16 @@ def batches() -> list[list[TrainSequence]]:
     rng = random.Random(0)
     found = []
     for count in (9, 6, 1):
-        batch = []
-        prompt: tuple[int, ...] = ()
-        for index in range(count):
-            if index % 3 == 0:
-                prompt = tuple(rng.choices(range(VOCABULARY), k=rng.randint(3, 20)))
-            completion = tuple(rng.choices(range(VOCABULARY), k=rng.randint(5, 60)))
-            batch.append(TrainSequence(prompt, completion, (-6.0,) * len(completion), rng.gauss(0, 1)))
-        found.append(batch)
+        drawn = random_sequences(
+            rng,
+            count,
+            per_prompt=3,
+            vocabulary=range(VOCABULARY),
+            prompt_tokens=(3, 20),
+            completion_tokens=(5, 60),
+            logprob=-6.0,
+        )
+        found.append(list(drawn))
     return found
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from perm_ray.config.training import ObjectiveConfig, TrainerConfig
+from perm_ray.testing.sequences import random_sequences
 from perm_ray.testing.tiny_model import VOCABULARY
 from perm_ray.trainer.actor import TrainerRank
 from perm_ray.trainer.batching import RankBatch, Totals, TrainSequence, plan_step
@@ -34,17 +35,12 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 
 SEED = 1
-CONFIG = TrainerConfig(
+CONFIG = TrainerConfig(  # of learners; how their processes run is in conftest.py
     num_ranks=2,
-    num_cpus=1,
-    num_threads=1,
     dtype="float32",
     micro_batch_tokens=64,
     lr=1e-3,
     warmup_ratio=0.0,
-    start_timeout_s=120,
-    step_timeout_s=60,
-    collective_timeout_s=30,
 )
 # Between them: every loss, estimator and kind of mismatch, the entropy bonus, and epochs and minibatches
 # alone and together. Bounds are narrow, so that a step's own updates reach them.
@@ -126,12 +122,16 @@ def batch(model: torch.nn.Module, count: int, seed: int) -> list[TrainSequence]:
     """Random sequences of unequal lengths, three of a prompt; the sampler is off by hundredths of a nat."""
     rng = random.Random(seed)
     sequences: list[TrainSequence] = []
-    prompt: tuple[int, ...] = ()
-    for index in range(count):
-        if index % 3 == 0:
-            prompt = tuple(rng.choices(range(VOCABULARY), k=rng.randint(3, 12)))
-        completion = tuple(rng.choices(range(VOCABULARY), k=rng.randint(3, 30)))
-        blank = TrainSequence(prompt, completion, (0.0,) * len(completion), rng.gauss(0, 1))
+    drawn = random_sequences(
+        rng,
+        count,
+        per_prompt=3,
+        vocabulary=range(VOCABULARY),
+        prompt_tokens=(3, 12),
+        completion_tokens=(3, 30),
+        logprob=0.0,
+    )
+    for blank in drawn:
         with torch.no_grad():
             logprobs, _ = scored(model, [blank])
         sampled = tuple(value + rng.gauss(0, 0.05) for value in logprobs.tolist())

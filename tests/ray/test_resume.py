@@ -21,6 +21,7 @@ from torch import Tensor
 
 from perm_ray.config.training import LoraConfig, ObjectiveConfig, TrainerConfig
 from perm_ray.files import FileDigest, file_digest
+from perm_ray.testing.sequences import random_sequences
 from perm_ray.testing.tiny_model import VOCABULARY
 from perm_ray.trainer.actor import TrainerRank
 from perm_ray.trainer.batching import TrainSequence, plan_step
@@ -33,32 +34,28 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 
-CONFIG = TrainerConfig(
-    num_cpus=1,
-    num_threads=1,
+CONFIG = TrainerConfig(  # of learners; how their processes run is in conftest.py
     dtype="float32",
     micro_batch_tokens=128,
     lr=1e-3,
     warmup_ratio=0.4,  # the learning rate differs from step to step
     objective=ObjectiveConfig(kl_coef=0.05),
-    start_timeout_s=120,
-    step_timeout_s=60,
-    collective_timeout_s=30,
 )
 STEPS = 4
 LORA = LoraConfig(rank=4, dropout=0.1)  # dropout draws from the generators that a resume restores
 
 
 def batch(step: int) -> list[TrainSequence]:
-    rng = random.Random(step)
-    sequences: list[TrainSequence] = []
-    prompt: tuple[int, ...] = ()
-    for index in range(6):
-        if index % 3 == 0:
-            prompt = tuple(rng.choices(range(VOCABULARY), k=rng.randint(3, 20)))
-        completion = tuple(rng.choices(range(VOCABULARY), k=rng.randint(5, 40)))
-        sequences.append(TrainSequence(prompt, completion, (-6.0,) * len(completion), rng.gauss(0, 1)))
-    return sequences
+    drawn = random_sequences(
+        random.Random(step),
+        6,
+        per_prompt=3,
+        vocabulary=range(VOCABULARY),
+        prompt_tokens=(3, 20),
+        completion_tokens=(5, 40),
+        logprob=-6.0,
+    )
+    return list(drawn)
 
 
 def all_steps(

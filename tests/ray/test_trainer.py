@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from perm_ray.config.training import ObjectiveConfig, TrainerConfig
 from perm_ray.errors import ActorFailedError, Interrupted, ModelError, RunError
+from perm_ray.testing.sequences import random_sequences
 from perm_ray.testing.tiny_model import VOCABULARY
 from perm_ray.trainer.batching import TrainSequence, plan_step
 from perm_ray.trainer.group import TrainerGroup
@@ -64,17 +65,16 @@ def start(ray_cluster: int, tiny_model: Path) -> Iterator[Start]:
 
 def sequences(count: int, seed: int = 0, completion_tokens: tuple[int, int] = (5, 60)) -> list[TrainSequence]:
     """Random prompts of three completions each, of unequal lengths; the sampler 'was' off by 0.1 nats."""
-    rng = random.Random(seed)
-    result: list[TrainSequence] = []
-    prompt: list[int] = []
-    for index in range(count):
-        if index % 3 == 0:
-            prompt = rng.choices(range(VOCABULARY), k=rng.randint(3, 20))
-        completion = rng.choices(range(VOCABULARY), k=rng.randint(*completion_tokens))
-        result.append(
-            TrainSequence(tuple(prompt), tuple(completion), (-6.0,) * len(completion), rng.gauss(0, 1))
-        )
-    return result
+    drawn = random_sequences(
+        random.Random(seed),
+        count,
+        per_prompt=3,
+        vocabulary=range(VOCABULARY),
+        prompt_tokens=(3, 20),
+        completion_tokens=completion_tokens,
+        logprob=-6.0,
+    )
+    return list(drawn)
 
 
 def exported(group: TrainerGroup, path: Path) -> dict[str, Tensor]:
@@ -179,6 +179,7 @@ def test_packed_logprobs_and_gradients_equal_one_sequence_at_a_time(
     torch.testing.assert_close(
         entropy, torch.distributions.Categorical(logits=rows).entropy(), atol=1e-4, rtol=0
     )
+    assert logprobs.requires_grad
     assert not entropy.requires_grad
     weights = torch.randn(len(logprobs), generator=torch.Generator().manual_seed(count))
     for scored in (logprobs, expected):
