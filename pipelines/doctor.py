@@ -38,17 +38,18 @@ def run(arguments: Sequence[str]) -> int:
     from perm_ray.doctor.services import check_cluster, check_services
     from perm_ray.files import write_json_atomic
 
+    token = os.environ.get("RAY_AUTH_TOKEN")
     token_file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     findings = [
         *check_machine(config),
         *check_services(config),
         check_exposure(listeners()),
-        *check_token_file(token_file),
+        *([] if token else check_token_file(token_file)),  # Ray reads it when the environment has none
     ]
     asked = options.address or os.environ.get("RAY_API_SERVER_ADDRESS")
     if asked or config.ray.address is not None:
-        token = os.environ.get("RAY_AUTH_TOKEN") or _text(token_file)
-        findings += check_cluster(resolve_address(options.address).rstrip("/"), token)
+        address = resolve_address(options.address).rstrip("/")
+        findings += check_cluster(address, token or _text(token_file))
     width = 2 + max(len(finding.subject) for finding in findings)
     for finding in findings:
         print(f"{finding.level:<9}{finding.subject:<{width}}{finding.found}")

@@ -147,3 +147,18 @@ def test_the_command_prints_findings_and_writes_them(
     rows = json.loads(file.read_text())
     assert {"problem", "ok"} <= {row["level"] for row in rows}
     assert all(row["remedy"] for row in rows if row["level"] != "ok")
+
+
+def test_the_token_file_matters_only_when_the_environment_has_no_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "auth_token"
+    file.write_text("secret")
+    file.chmod(0o644)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(file))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "another")
+    doctor.run([f"run.dir={tmp_path}"])
+    assert str(file) not in capsys.readouterr().out
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    assert doctor.run([f"run.dir={tmp_path}"]) == 1
+    assert f"chmod 600 {file}" in capsys.readouterr().out
