@@ -35,7 +35,7 @@ class JudgeEngine:
 
     def __init__(self, model_dir: Path, config: EngineConfig, seed: int, exclusive: bool) -> None:
         self._config = config
-        leave_out_optional_packages()
+        leave_out_optional_packages("accelerate")
         self._renderer = ChatRenderer(model_dir)
         self._engine = VLLMEngine(model_dir, config, seed=seed, exclusive=exclusive)
 

@@ -48,7 +48,7 @@ class RolloutActor:
     """Made an actor by `pool.py`; one vLLM engine each."""
 
     def __init__(self, model_dir: Path, config: EngineConfig, seed: int, exclusive: bool) -> None:
-        leave_out_optional_packages()
+        leave_out_optional_packages("accelerate")
         self._renderer = ChatRenderer(model_dir)
         self._engine = VLLMEngine(model_dir, config, seed=seed, receives_weights=True, exclusive=exclusive)
 

@@ -65,7 +65,7 @@ def builtin_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     runs = tmp_path_factory.mktemp("runs")
     printed = train(
         *(f"run.dir={runs}", "run.name=builtin", "run.steps=2", "rollout.prompts_per_step=2"),
-        *("rollout.max_completion_tokens=96", "evaluation.num_scenarios=4"),
+        *("rollout.max_completion_tokens=64", "evaluation.num_scenarios=2"),
         *("tracking.samples.every=2", "tracking.samples.count=3", "tracking.register_model=kind-policy"),
     )
     return runs / "builtin", printed
@@ -208,11 +208,11 @@ def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_stopped_and_resumed_equals_never_stopped(tiny_config: Path) -> None:
     """SIGTERM after step 2, resume, 4 steps in all: the same samples, rewards and weights, bit for bit."""
     runs = tiny_config.parent / "runs"
-    evaluated = ("evaluation.every=1", "tracking.register_model=tiny")
-    printed = train("--config", tiny_config, "run.name=whole", *evaluated)
+    evaluated = "evaluation.every=1"
+    printed = train("--config", tiny_config, "run.name=whole", evaluated, "tracking.register_model=tiny")
     the_best_policy_is_kept(runs / "whole", printed)
     stopped = subprocess.Popen(
-        command("--config", tiny_config, "run.name=stopped", *evaluated),
+        command("--config", tiny_config, "run.name=stopped", evaluated),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
