@@ -1,16 +1,19 @@
-"""A low-rank adapter merged into the weight it adds to: one rule, for the trainer and for the engines."""
+"""A low-rank adapter, as all rooms know it: how it is merged into the weights, and where it is kept."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-DOWN, UP = (
-    ".lora_A",
-    ".lora_B",
-)  # after the weight's name: an adapter's two matrices on their way to an engine
+DOWN, UP = ".lora_A", ".lora_B"  # after the weight's name: an adapter's matrices on their way to an engine
+
+
+def adapter_folder(policy: Path) -> Path:
+    """Where the adapter of an exported policy is, alone: beside the folder that has it merged."""
+    return policy.with_name(f"{policy.name}_adapter")
 
 
 def merge(weight: Tensor, down: Tensor, up: Tensor, scaling: float) -> Tensor:

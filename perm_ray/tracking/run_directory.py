@@ -22,6 +22,7 @@ from pathlib import Path
 from perm_ray.config.schema import RunConfig
 from perm_ray.errors import CheckpointError, ConfigError, DataError
 from perm_ray.files import json_line, write_json_atomic, write_jsonl_atomic, write_text_atomic
+from perm_ray.low_rank import adapter_folder
 from perm_ray.tracking.ambiguous import AmbiguityRule
 from perm_ray.tracking.mlflow_client import TrackedRun
 from perm_ray.tracking.samples import ambiguous_rows, sample_rows
@@ -199,7 +200,7 @@ class RunDirectory:
 
     def forget_best(self) -> None:
         """Remove it, and its adapter."""
-        for folder in (self.best_policy, self.best_policy.with_name(f"{self.best_policy.name}_adapter")):
+        for folder in (self.best_policy, adapter_folder(self.best_policy)):
             shutil.rmtree(folder, ignore_errors=True)
 
     def write_summary(self, summary: Mapping[str, object]) -> None:

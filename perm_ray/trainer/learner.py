@@ -18,6 +18,7 @@ from torch import Tensor
 
 from perm_ray.config.training import TrainerConfig
 from perm_ray.errors import NotFiniteError
+from perm_ray.low_rank import adapter_folder
 from perm_ray.trainer import engine as ds
 from perm_ray.trainer.batching import MicroBatch, RankBatch, Totals
 from perm_ray.trainer.ema import WeightAverage
@@ -96,14 +97,13 @@ class Learner:
         return AdapterWeights(self._policy)
 
     def export(self, path: Path) -> None:
-        """Write the policy, its adapter merged; and beside it (`<path>_adapter`) the adapter alone. Of a
+        """Write the policy, its adapter merged; and the adapter alone (`adapter_folder`). Of a
         policy whose weights are averaged, it is the average."""
         average = self._average.values if self._average is not None else None
         export_model(self._policy, PolicyWeights(self._policy, average), self._model_dir, path, self._rank)
         if self._config.lora.rank > 0:
             weights = AdapterWeights(self._policy, average)
-            adapter_path = path.with_name(f"{path.name}_adapter")
-            export_adapter(weights, self._config.lora, self._model_dir, adapter_path, self._rank)
+            export_adapter(weights, self._config.lora, self._model_dir, adapter_folder(path), self._rank)
         dist.barrier()  # when the call returns, the folder is there
 
     def _forward(
