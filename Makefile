@@ -29,7 +29,7 @@ $(VENV)/.ready: requirements/cpu.lock pyproject.toml
 	@echo "[4/5] perm_ray"
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@echo "[5/5] the built-in model"
-	@$(BIN)/python -m perm_ray.engine.models
+	@$(BIN)/python -m perm_ray.models.resolve
 	@touch $@
 
 train: setup

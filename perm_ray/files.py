@@ -11,10 +11,14 @@ import json
 import math
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, TypeVar, cast
+
+Result = TypeVar("Result")
 
 _SAMPLES = 32  # of a weight file, for `fingerprint` ...
 _SAMPLE_BYTES = 1 << 16  # ... each of this size
@@ -141,3 +145,18 @@ def fingerprint(folder: Path) -> str:
                 file.seek(offset)
                 sha256.update(file.read(_SAMPLE_BYTES))
     return sha256.hexdigest()
+
+
+def in_background(work: Callable[[], Result], name: str) -> Future[Result]:
+    """Begin `work`. Not an executor: those are waited for at the interpreter's end, and a process that is
+    told to end must end."""
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # not lost: `future.result()` raises it where it is waited for
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return future

@@ -6,7 +6,7 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-from perm_ray.ray_session import authenticate
+from perm_ray.cluster.session import authenticate
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["OMP_NUM_THREADS"] = "1"

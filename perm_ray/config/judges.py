@@ -64,7 +64,7 @@ class JudgeEndpointConfig:
 
 @dataclass(frozen=True)
 class ScoringConfig:
-    """How a judge's answer becomes a score: see `perspectives/modes.py`."""
+    """How a judge's answer becomes a score: see `judges/modes.py`."""
 
     mode: str = "reasoned"
     max_reason_tokens: int = 96

@@ -54,7 +54,7 @@ class RewardConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """What the trainer minimises, and in how many updates a step (formulas: `trainer/loss.py`).
+    """What the trainer minimises, and in how many updates a step (formulas: `trainer/losses.py`).
 
     `mismatch` is none because a synchronous step with one update is on-policy but for the numerics of two
     engines, and those are watched (`policy/mismatch_*`). TRL's default, to mask sequences of a ratio over 3,

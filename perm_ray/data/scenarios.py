@@ -33,7 +33,7 @@ TURN_FIELDS = ("role", "content")
 ROLES = ("seeker", "supporter")
 MAX_SHOWN = 20
 
-_BUILTIN_DIR = Path(__file__).parent / "builtin"
+_BUILTIN_DIR = Path(__file__).parent / "sets"
 _BUILTIN_NAMES = tuple(f"{BUILTIN_PREFIX}{stem}" for stem in ("train", "heldout"))
 
 

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from perm_ray.config.judges import JudgesConfig
 from perm_ray.config.training import RewardConfig
+from perm_ray.data.items import make_scenario
+from perm_ray.data.tables import Problems, Row, json_rows
 from perm_ray.errors import DataError
-from perm_ray.evaluation.items import make_scenario
-from perm_ray.evaluation.rows import Problems, Row, json_rows
-from perm_ray.perspectives.asking import Scale
-from perm_ray.perspectives.perspective import Perspective
+from perm_ray.judges.asking import Scale
+from perm_ray.judges.perspective import Perspective
 from perm_ray.rewards.score_map import ScoreMap
 from perm_ray.types import JudgeItem, Sections
 

@@ -9,8 +9,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from perm_ray.judges.asking import Ask, EngineReply
 from perm_ray.judges.judge import Judge, JudgeReply, JudgeTask, NoReplyError
-from perm_ray.perspectives.asking import Ask, EngineReply
 
 
 class JudgeActor:

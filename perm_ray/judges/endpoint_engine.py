@@ -14,9 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from perm_ray.config.judges import JudgeEndpointConfig
-from perm_ray.engine.endpoint import Endpoint, EndpointReply
-from perm_ray.engine.endpoint_errors import EndpointError
-from perm_ray.perspectives.asking import (
+from perm_ray.judges.asking import (
     Answer,
     Ask,
     EngineReply,
@@ -26,6 +24,8 @@ from perm_ray.perspectives.asking import (
     ValueAnswer,
     ValueAsk,
 )
+from perm_ray.models.endpoint import Endpoint, EndpointReply
+from perm_ray.models.endpoint_errors import EndpointError
 
 TOP_LOGPROBS = 20  # the most that endpoints give
 VALUE_TOKENS = 4

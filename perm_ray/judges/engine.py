@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from perm_ray.cluster.calls import leave_out_optional_packages
 from perm_ray.config.engines import EngineConfig
 from perm_ray.data.prompts import ChatRenderer
-from perm_ray.engine.vllm_engine import Generation, GenerationRequest, VLLMEngine, check_prompt_fits
 from perm_ray.errors import ModelError, RunError
-from perm_ray.perspectives.asking import (
+from perm_ray.judges.asking import (
     Answer,
     Ask,
     EngineReply,
@@ -26,7 +26,7 @@ from perm_ray.perspectives.asking import (
     ValueAnswer,
     ValueAsk,
 )
-from perm_ray.remote import leave_out_optional_packages
+from perm_ray.models.vllm import Generation, GenerationRequest, VLLMEngine, check_prompt_fits
 from perm_ray.types import NO_TOKENS, FinishReason, Message, TokenUsage
 
 

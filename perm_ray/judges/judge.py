@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from perm_ray.config.judges import JudgePoolConfig
-from perm_ray.judges.load import Interval
-from perm_ray.perspectives import modes
-from perm_ray.perspectives.asking import Answer, Ask, EngineReply
-from perm_ray.perspectives.guard import make_fence
-from perm_ray.perspectives.modes import AskRefusedError, Steps
-from perm_ray.perspectives.perspective import Perspective
-from perm_ray.perspectives.scoring import Reading, ScoreError
+from perm_ray.judges import modes
+from perm_ray.judges.asking import Answer, Ask, EngineReply
+from perm_ray.judges.guard import make_fence
+from perm_ray.judges.modes import AskRefusedError, Steps
+from perm_ray.judges.perspective import Perspective
+from perm_ray.judges.pool_load import Interval
+from perm_ray.judges.scoring import Reading, ScoreError
 from perm_ray.types import NO_TOKENS, Judgment, Scenario, Status, TokenUsage
 
 ItemKey = tuple[str, int]  # a completion: its scenario and index; an item of a file: its id and 0

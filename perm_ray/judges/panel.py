@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from perm_ray.cluster.calls import explain
 from perm_ray.judges.judge import ItemKey, JudgeReply, JudgeTask
-from perm_ray.judges.load import CallRecord, Interval, PoolLoad
+from perm_ray.judges.perspective import Perspective
 from perm_ray.judges.pool import JudgePool
-from perm_ray.perspectives.perspective import Perspective
-from perm_ray.remote import explain
+from perm_ray.judges.pool_load import CallRecord, Interval, PoolLoad
 from perm_ray.types import NO_TOKENS, Judgment, Scenario, Sections, Status
 
 

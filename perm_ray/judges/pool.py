@@ -10,15 +10,15 @@ from typing import Any
 
 import ray
 
+from perm_ray.cluster.calls import wait_all
 from perm_ray.config.judges import JudgePoolConfig, JudgesConfig
-from perm_ray.engine.vllm_engine import engine_env
 from perm_ray.judges.actor import JudgeActor
 from perm_ray.judges.endpoint_engine import JudgeEndpoint
 from perm_ray.judges.engine import JudgeEngine
 from perm_ray.judges.judge import Judge, JudgeTask
+from perm_ray.judges.perspective import Perspective
 from perm_ray.judges.routing import Router
-from perm_ray.perspectives.perspective import Perspective
-from perm_ray.remote import wait_all
+from perm_ray.models.vllm import engine_env
 
 # A judge and its engine hold nothing that a restart loses: Ray replaces a dead one and re-issues its calls.
 _REPLACED_BY_RAY: dict[str, Any] = {"max_restarts": 2, "max_task_retries": 1}

@@ -1,8 +1,8 @@
 """A monotone map from a judge's scores to what people would have given, on the judge's own scale.
 
-`perm-ray judge calibrate --fit-map FILE` makes the file (`evaluation/score_fit.py`), `rewards.score_map:
-FILE` uses it: the reward is then made of mapped scores, and judgments keep the raw ones. A map belongs to
-the judge it was made with: another model, rubric or scoring mode is refused. Pure.
+`perm-ray judge calibrate --fit-map FILE` makes the file (`evaluation/calibration/score_fit.py`),
+`rewards.score_map: FILE` uses it: the reward is then made of mapped scores, and judgments keep the raw
+ones. A map belongs to the judge it was made with: another model, rubric or scoring mode is refused. Pure.
 
 The file is one JSON object::
 

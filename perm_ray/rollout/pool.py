@@ -16,11 +16,11 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
+from perm_ray.cluster.calls import explain, wait_all
 from perm_ray.config.engines import EngineConfig
 from perm_ray.config.schema import RolloutConfig
-from perm_ray.engine.vllm_engine import engine_env
 from perm_ray.errors import ActorFailedError, ActorTimeoutError
-from perm_ray.remote import explain, wait_all
+from perm_ray.models.vllm import engine_env
 from perm_ray.rollout.actor import RolloutActor, SampleTask, SamplingPlan
 from perm_ray.types import Completion, Prompt
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from perm_ray.config.judges import AmbiguityConfig
-from perm_ray.perspectives.perspective import Perspective
+from perm_ray.judges.perspective import Perspective
 from perm_ray.types import Judgment, Rollout, Status
 
 

@@ -16,12 +16,12 @@ from typing import cast
 
 import psutil
 
+from perm_ray.cluster.jobs import variables
 from perm_ray.config.load import dump_config
 from perm_ray.config.redact import redact, redact_text
 from perm_ray.config.schema import Config
 from perm_ray.files import json_line, text_digest
-from perm_ray.jobs import variables
-from perm_ray.run_state import package_versions
+from perm_ray.runs.run_state import package_versions
 
 _SOURCE = Path(__file__).parents[2]
 _GIT_TIMEOUT_S = 10

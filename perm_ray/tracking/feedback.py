@@ -1,7 +1,7 @@
 """What people said in MLflow of a run's rollouts, as rated replies that `perm-ray judge calibrate` reads.
 
-One row is one reply in the neutral format of `evaluation/labels.py`: the ratings of all its raters are
-together, since agreement is measured between the raters of a reply. `raters` has every feedback by
+One row is one reply in the neutral format of `evaluation/calibration/labels.py`: the ratings of all its
+raters are together, since agreement is measured between the raters of a reply. `raters` has every feedback by
 itself, also those that are no number on their perspective's scale.
 """
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from perm_ray.config.redact import redact, redact_text
 from perm_ray.errors import DataError, RunError
-from perm_ray.perspectives.asking import Scale
+from perm_ray.judges.asking import Scale
 from perm_ray.tracking.mlflow_client import TrackedRun, cause_of, connect
 
 if TYPE_CHECKING:

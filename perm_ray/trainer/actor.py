@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 
+from perm_ray.cluster.calls import leave_out_optional_packages
 from perm_ray.config.training import TrainerConfig
 from perm_ray.errors import RunError
 from perm_ray.files import FileDigest
-from perm_ray.remote import leave_out_optional_packages
 from perm_ray.trainer.batching import RankBatch
-from perm_ray.trainer.metrics import StepSums
+from perm_ray.trainer.step_metrics import StepSums
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
@@ -52,7 +52,7 @@ class TrainerRank:
 
     def open_store(self) -> tuple[str, int]:
         """Rank 0 only: open the meeting point and return its host and port."""
-        from perm_ray.rendezvous import open_store
+        from perm_ray.cluster.rendezvous import open_store
 
         host = ray.util.get_node_ip_address()
         self._store = open_store(host, self._config.num_ranks, self._config.start_timeout_s)
@@ -61,7 +61,7 @@ class TrainerRank:
     def start(self, address: tuple[str, int]) -> None:
         """Meet the other ranks at `address`, load the policy and build the engine."""
         leave_out_optional_packages()
-        from perm_ray.trainer import engine
+        from perm_ray.trainer import deepspeed as engine
         from perm_ray.trainer.learner import Learner
 
         engine.quiet_libraries()

@@ -14,6 +14,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
+from perm_ray.cluster.calls import explain, wait_all
 from perm_ray.config.training import TrainerConfig
 from perm_ray.errors import (
     ActorFailedError,
@@ -24,10 +25,9 @@ from perm_ray.errors import (
     RunError,
 )
 from perm_ray.files import FileDigest
-from perm_ray.remote import explain, wait_all
 from perm_ray.trainer.actor import TrainerRank
 from perm_ray.trainer.batching import TrainSequence, plan_metrics, plan_step
-from perm_ray.trainer.metrics import step_metrics
+from perm_ray.trainer.step_metrics import step_metrics
 
 LISTEN_S = 1.0  # after a failure, for the other ranks' side of it
 ANSWER_S = 5.0  # for a rank to say where it is, which it does while it trains, too

@@ -18,16 +18,16 @@ from torch import Tensor
 
 from perm_ray.config.training import TrainerConfig
 from perm_ray.errors import NotFiniteError
-from perm_ray.low_rank import adapter_folder
-from perm_ray.trainer import engine as ds
+from perm_ray.models.adapter import adapter_folder
+from perm_ray.trainer import deepspeed as ds
 from perm_ray.trainer.batching import MicroBatch, RankBatch, Totals
 from perm_ray.trainer.ema import WeightAverage
 from perm_ray.trainer.lora import add_adapter
-from perm_ray.trainer.metrics import StepSums
-from perm_ray.trainer.model import PackedBatch, check_packing, load_policy, pack
 from perm_ray.trainer.objective import TokenBatch, objective
+from perm_ray.trainer.packing import PackedBatch, check_packing, load_policy, pack
 from perm_ray.trainer.reference import FrozenCopy, WithoutAdapter
 from perm_ray.trainer.state import RankState
+from perm_ray.trainer.step_metrics import StepSums
 from perm_ray.trainer.weights import AdapterWeights, PolicyWeights, export_adapter, export_model
 
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from perm_ray.config.training import ObjectiveConfig
-from perm_ray.trainer import loss as terms
+from perm_ray.trainer import losses as terms
 from perm_ray.trainer.batching import Totals
-from perm_ray.trainer.metrics import StepSums
 from perm_ray.trainer.mismatch import Mismatch, mismatch
 from perm_ray.trainer.segments import Segments
+from perm_ray.trainer.step_metrics import StepSums
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from perm_ray.trainer.engine import Engine
+from perm_ray.trainer.deepspeed import Engine
 from perm_ray.trainer.lora import without_adapter
-from perm_ray.trainer.model import PackedBatch, load_policy
+from perm_ray.trainer.packing import PackedBatch, load_policy
 
 
 class FrozenCopy:

@@ -29,11 +29,10 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor
 
-from perm_ray.background import in_background
 from perm_ray.errors import CheckpointError, RunError
-from perm_ray.files import FileDigest, write_hashed
+from perm_ray.files import FileDigest, in_background, write_hashed
+from perm_ray.trainer.deepspeed import Engine
 from perm_ray.trainer.ema import WeightAverage
-from perm_ray.trainer.engine import Engine
 
 TAG = "deepspeed"  # the folder that DeepSpeed makes in ours
 RESHARDED = "resharded"

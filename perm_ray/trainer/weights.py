@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from perm_ray.config.training import LoraConfig
-from perm_ray.low_rank import DOWN, UP, merge
+from perm_ray.models.adapter import DOWN, UP, merge
 from perm_ray.trainer.lora import Adapter, adapters, checkpoint_name, peft_config
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from perm_ray.testing.local_services import (
+from tests.support.local_services import (
     Cluster,
     Node,
     mlflow_server,
@@ -22,8 +22,8 @@ from perm_ray.testing.local_services import (
     ray_cluster,
     why_no_namespaces,
 )
-from perm_ray.testing.tiny_model import write_tiny_model
-from perm_ray.testing.tiny_run import tiny_run
+from tests.support.tiny_model import write_tiny_model
+from tests.support.tiny_run import tiny_run
 
 SECRET = "sk-planted-0123456789"
 NO_NAMESPACES = why_no_namespaces()
@@ -47,7 +47,7 @@ class Place:
     ) -> str:
         """Run `perm-ray VERB --address ...` as a user at the cluster does; returns what it prints."""
         at = ["--address", self.cluster.dashboard]
-        done = self.cluster.run("-m", "pipelines.cli", verb, *at, *arguments, env=env)
+        done = self.cluster.run("-m", "perm_ray.cli.main", verb, *at, *arguments, env=env)
         assert done.returncode == code, done.stdout[-4000:] + done.stderr[-4000:]
         return done.stdout + done.stderr
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from perm_ray.testing.fake_endpoint import Behaviour, FakeEndpoint, Request, faults
-from perm_ray.testing.tiny_model import write_tiny_model
 from tests.e2e.test_train import PERSPECTIVES, metrics, samples, train
+from tests.support.fake_endpoint import Behaviour, FakeEndpoint, Request, faults
+from tests.support.tiny_model import write_tiny_model
 
 CONFIG = """
 run: {{steps: 3, dir: {runs}, name: failing}}

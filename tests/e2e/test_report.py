@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from perm_ray.report.data import read_run
-from perm_ray.report.rows import SampleRow
-from perm_ray.testing.fake_run import write_fake_run
-from pipelines.benchmarks.report_page import chromium, chromium_path, open_report
-from pipelines.report import write_page
+from benchmarks.report_page import chromium, chromium_path, open_report
+from perm_ray.cli.pages.run_data import read_run
+from perm_ray.cli.pages.sample_rows import SampleRow
+from perm_ray.cli.report import write_page
+from tests.support.fake_run import write_fake_run
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 if chromium_path() is None:

@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from perm_ray.config.engines import BUILTIN_MODEL
-from perm_ray.testing.tiny_model import write_tiny_model
-from perm_ray.testing.tiny_run import tiny_run
 from perm_ray.tracking.spool import Record, Spool
+from tests.support.tiny_model import write_tiny_model
+from tests.support.tiny_run import tiny_run
 
 PERSPECTIVES = ("resonation", "expression", "reception", "bystander")
 METRICS = {
@@ -33,7 +33,7 @@ TIMES = ("time/", "rollout/tokens_per_s", "sync/seconds")
 
 
 def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "pipelines.cli", "train", *map(str, arguments)]
+    return [sys.executable, "-m", "perm_ray.cli.main", "train", *map(str, arguments)]
 
 
 def environment() -> dict[str, str]:
@@ -178,7 +178,7 @@ def test_the_exported_policy_loads_in_transformers_and_has_changed(builtin_run: 
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from perm_ray.engine.models import resolve_model
+    from perm_ray.models.resolve import resolve_model
 
     run, _ = builtin_run
     trained = AutoModelForCausalLM.from_pretrained(run / "policy", dtype=torch.bfloat16)

@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from perm_ray.testing.local_services import one_namespace, why_no_namespaces
-from perm_ray.testing.tiny_model import write_tiny_model
-from perm_ray.testing.tiny_run import tiny_run
+from tests.support.local_services import one_namespace, why_no_namespaces
+from tests.support.tiny_model import write_tiny_model
+from tests.support.tiny_run import tiny_run
 
 NO_NAMESPACES = why_no_namespaces()
 
@@ -27,7 +27,7 @@ def test_the_walk_from_nothing_to_a_report_and_back_down(tmp_path: Path) -> None
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     commands = tmp_path / "bin"  # the command line of this source tree, whatever is installed
     commands.mkdir()
-    (commands / "perm-ray").write_text(f'#!/bin/sh\nexec {sys.executable} -m pipelines.cli "$@"\n')
+    (commands / "perm-ray").write_text(f'#!/bin/sh\nexec {sys.executable} -m perm_ray.cli.main "$@"\n')
     (commands / "perm-ray").chmod(0o755)
     path = f"{commands}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with one_namespace(1) as (here,):

@@ -37,8 +37,8 @@ def ray_cluster() -> Iterator[int]:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of `perm_ray.testing.tiny_model`, written once."""
-    from perm_ray.testing.tiny_model import write_tiny_model
+    """The folder of `tests.support.tiny_model`, written once."""
+    from tests.support.tiny_model import write_tiny_model
 
     return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
 

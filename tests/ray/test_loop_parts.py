@@ -11,24 +11,24 @@ from typing import Any
 import pytest
 import ray
 
+from perm_ray.cluster.calls import wait_all
+from perm_ray.cluster.placement import Places
 from perm_ray.config.engines import EngineConfig
 from perm_ray.config.judges import JudgeEngineConfig, JudgePoolConfig, JudgesConfig, ScoringConfig
 from perm_ray.config.schema import RolloutConfig
 from perm_ray.config.training import LoraConfig, SyncConfig, TrainerConfig
 from perm_ray.data.prompts import ChatRenderer, build_prompts, load_template, split_sections
 from perm_ray.data.scenarios import load_scenarios
+from perm_ray.judges.asking import ValueAsk
 from perm_ray.judges.panel import JudgePanel, PanelReport
 from perm_ray.judges.pool import JudgePool, engine_actor_name
-from perm_ray.judging import Judges, build_perspectives, start_judges
-from perm_ray.perspectives.asking import ValueAsk
-from perm_ray.perspectives.registry import PERSPECTIVES
-from perm_ray.placement import Places
-from perm_ray.remote import wait_all
+from perm_ray.judges.registry import PERSPECTIVES
+from perm_ray.judges.session import Judges, build_perspectives, start_judges
 from perm_ray.rollout.pool import RolloutPool
+from perm_ray.runs.weight_sync import WeightSync
 from perm_ray.trainer.batching import TrainSequence
 from perm_ray.trainer.group import TrainerGroup
 from perm_ray.types import Completion, FinishReason, Message, Prompt, Status
-from perm_ray.weight_sync import WeightSync
 
 ENGINE = EngineConfig(dtype="float32", max_model_len=4096, max_num_seqs=16, kv_cache_gb=0.1)
 ROLLOUT = RolloutConfig(

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from perm_ray.collect import Collector
 from perm_ray.config.training import RewardConfig, TrainerConfig
-from perm_ray.driver import train_sequences
+from perm_ray.experience import Collector
 from perm_ray.judges.judge import JudgeTask
-from perm_ray.perspectives.registry import PERSPECTIVES, build_perspective
-from perm_ray.testing.fakes import FakeJudgePanel, FakeRolloutPool, fake_completion, fake_prompt
+from perm_ray.judges.registry import PERSPECTIVES, build_perspective
+from perm_ray.train import train_sequences
 from perm_ray.trainer.batching import TrainSequence
 from perm_ray.trainer.group import TrainerGroup
 from perm_ray.types import Judgment, Status
+from tests.support.fakes import FakeJudgePanel, FakeRolloutPool, fake_completion, fake_prompt
 
 ALL = {name: build_perspective(name) for name in PERSPECTIVES}
 TRAINER = TrainerConfig(

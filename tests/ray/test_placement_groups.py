@@ -11,9 +11,9 @@ import ray
 from ray import PlacementGroupID
 from ray.util.placement_group import PlacementGroup
 
+from perm_ray.cluster.placement import Demand, reserve
 from perm_ray.config.schema import RayConfig
 from perm_ray.errors import RunError
-from perm_ray.placement import Demand, reserve
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
 

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from perm_ray.config.training import LoraConfig, ObjectiveConfig, TrainerConfig
 from perm_ray.files import FileDigest, file_digest
-from perm_ray.testing.sequences import random_sequences
-from perm_ray.testing.tiny_model import VOCABULARY
 from perm_ray.trainer.actor import TrainerRank
 from perm_ray.trainer.batching import TrainSequence, plan_step
 from perm_ray.trainer.group import TrainerGroup
-from perm_ray.trainer.metrics import StepSums, step_metrics
+from perm_ray.trainer.step_metrics import StepSums, step_metrics
+from tests.support.sequences import random_sequences
+from tests.support.tiny_model import VOCABULARY
 
 if TYPE_CHECKING:
     from perm_ray.trainer.learner import Learner

@@ -21,11 +21,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from perm_ray.config.training import ObjectiveConfig, TrainerConfig
 from perm_ray.errors import ActorFailedError, Interrupted, ModelError, RunError
-from perm_ray.testing.sequences import random_sequences
-from perm_ray.testing.tiny_model import VOCABULARY
 from perm_ray.trainer.batching import TrainSequence, plan_step
 from perm_ray.trainer.group import TrainerGroup
-from perm_ray.trainer.model import check_packing, completion_logprobs, load_policy, pack
+from perm_ray.trainer.packing import check_packing, completion_logprobs, load_policy, pack
+from tests.support.sequences import random_sequences
+from tests.support.tiny_model import VOCABULARY
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from perm_ray.checkpoint import Checkpoints
 from perm_ray.config.schema import CheckpointConfig, Config
 from perm_ray.config.training import TrainerConfig
 from perm_ray.errors import ActorTimeoutError, NotFiniteError, RunError
-from perm_ray.replay import FailedStep
-from perm_ray.run_state import RunState
+from perm_ray.runs.checkpoint import Checkpoints
+from perm_ray.runs.replay import FailedStep
+from perm_ray.runs.run_state import RunState
 from perm_ray.trainer.batching import TrainSequence
 from perm_ray.trainer.group import TrainerGroup
 

@@ -18,33 +18,11 @@ ROOT = Path(__file__).parents[2]
 # From the bottom up. A module may import what is on a lower level, and its own room on its own level; rooms
 # of one level never import each other. An entry is a module or a folder; the longest one that fits decides.
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("types", "errors"),
-    # Helpers that belong to no room: the standard library, Ray or torch behind one function each.
-    ("background", "files", "html", "signals", "remote", "rendezvous", "low_rank"),
-    ("config",),
-    (
-        *("data", "perspectives", "rewards"),
-        *(f"trainer.{name}" for name in ("batching", "segments", "loss", "mismatch", "objective")),
-        *(f"trainer.{name}" for name in ("metrics", "limits", "model", "head", "schedule", "lora")),
-    ),
-    # vLLM and DeepSpeed themselves.
-    ("engine", *(f"trainer.{name}" for name in ("engine", "state", "weights", "ema", "reference"))),
-    # An actor holds an engine, so the engines are a level of their own. `judges.engine` and
-    # `trainer.learner` are what the actors of their rooms are made of.
-    (
-        *("rollout.actor", "trainer.actor", "trainer.learner"),
-        *(f"judges.{name}" for name in ("actor", "endpoint_engine", "engine", "judge", "load", "routing")),
-    ),
-    (
-        *("rollout.pool", "judges.pool", "judges.panel", "judges.accounting", "trainer.group"),
-        *("placement", "run_state", "replay"),
-    ),
-    ("ray_session", "jobs"),
-    ("weight_sync", "checkpoint", "collect", "tracking", "evaluation", "judging", "planning"),
-    ("runtime", "doctor", "report"),
-    # Above all that they imitate, and nothing below the command line can reach them.
-    ("driver", "driver_async", "testing"),
-    ("pipelines",),
+    ("types", "errors", "files"),
+    ("config", "data", "rewards"),
+    ("cluster", "models", "judges", "rollout", "trainer"),
+    ("runs", "experience", "tracking", "evaluation"),
+    ("train", "cli"),
 )
 
 # Importer, imported: where the order is not kept, and why. Nowhere, at present.
@@ -59,7 +37,7 @@ HEAVY = ("torch", "vllm", "deepspeed", "transformers", "mlflow")
 @cache
 def sources() -> dict[str, Path]:
     """Every module of the two packages: its dotted name and its file."""
-    files = [*ROOT.glob("perm_ray/**/*.py"), *ROOT.glob("pipelines/**/*.py")]
+    files = [*ROOT.glob("perm_ray/**/*.py"), *ROOT.glob("perm_ray/cli/**/*.py")]
     return {dotted(path.relative_to(ROOT)): path for path in sorted(files)}
 
 
@@ -96,12 +74,12 @@ def imported(module: str, typing_only: bool = False) -> frozenset[str]:
 
 
 def is_ours(name: str) -> bool:
-    return name.partition(".")[0] in ("perm_ray", "pipelines")
+    return name.partition(".")[0] in ("perm_ray", "perm_ray.cli")
 
 
 def placed(module: str) -> tuple[int, str] | None:
     """A module's level and its room; None when the table does not know it, -1 for a package's opening."""
-    if sources()[module].name == "__init__.py" and module != "pipelines":
+    if sources()[module].name == "__init__.py" and module != "perm_ray.cli":
         return -1, module
     name = module.removeprefix("perm_ray.")
     fits = [
@@ -161,7 +139,7 @@ def test_only_weight_sync_knows_both_the_trainer_and_the_rollout_engines() -> No
         level, _ = placed(module) or (0, "")
         if level < runtime and {"trainer", "rollout"} <= rooms:
             knowing.append(module)
-    assert knowing == ["perm_ray.weight_sync"]
+    assert knowing == ["perm_ray.runs.weight_sync"]
 
 
 @pytest.mark.parametrize(
@@ -170,8 +148,8 @@ def test_only_weight_sync_knows_both_the_trainer_and_the_rollout_engines() -> No
         ("omegaconf", {"config.load"}),
         ("deepspeed", {"trainer.engine", "trainer.state", "trainer.weights"}),
         ("mlflow", {"tracking"}),
-        ("rich", {"tracking", "pipelines"}),
-        ("vllm", {"engine", "weight_sync", "pipelines.benchmarks"}),
+        ("rich", {"tracking", "perm_ray.cli"}),
+        ("vllm", {"engine", "weight_sync", "benchmarks"}),
     ],
 )
 def test_a_package_has_few_users(package: str, users: set[str]) -> None:
@@ -193,9 +171,11 @@ def loaded(*modules: str) -> set[str]:
 
 
 def test_importing_the_driver_loads_nothing_heavy() -> None:
-    assert loaded("perm_ray.driver", "pipelines.train", "pipelines.cli").isdisjoint(HEAVY)
+    assert loaded("perm_ray.train", "perm_ray.cli.train", "perm_ray.cli.main").isdisjoint(HEAVY)
 
 
 def test_the_command_line_loads_not_even_ray_before_it_has_set_authentication() -> None:
-    modules = loaded("perm_ray.config.load", "pipelines.cli", "pipelines.train", "pipelines.benchmark")
+    modules = loaded(
+        "perm_ray.config.load", "perm_ray.cli.main", "perm_ray.cli.train", "perm_ray.cli.benchmark"
+    )
     assert modules.isdisjoint((*HEAVY, "ray", "rich"))

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from perm_ray.cli import CONFIGS, benchmark, judge
+from perm_ray.cli.main import VERBS
 from perm_ray.config.load import load_config
-from perm_ray.evaluation.labels import read_labels
-from perm_ray.judging import build_perspectives
-from pipelines import CONFIGS, benchmark, judge
-from pipelines.cli import VERBS
+from perm_ray.evaluation.calibration.labels import read_labels
+from perm_ray.judges.session import build_perspectives
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -62,7 +62,7 @@ def test_make_targets_exist(command: str) -> None:
 def test_training_commands_are_accepted(command: str, workplace: Path) -> None:
     arguments = shlex.split(command)[1:]
     done = subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", *arguments, "--dry-run"],
+        [sys.executable, "-m", "perm_ray.cli.main", *arguments, "--dry-run"],
         cwd=workplace,
         capture_output=True,
         text=True,
@@ -77,7 +77,7 @@ def test_training_commands_are_accepted(command: str, workplace: Path) -> None:
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("perm-ray benchmark")])
 def test_benchmark_commands_are_accepted(command: str) -> None:
     options = benchmark.parser().parse_args(shlex.split(command)[2:])
-    module = __import__(f"pipelines.benchmarks.{options.name}", fromlist=["CONFIG"])
+    module = __import__(f"benchmarks.{options.name}", fromlist=["CONFIG"])
     load_config(CONFIGS / module.CONFIG)
 
 
@@ -85,7 +85,7 @@ def test_benchmark_commands_are_accepted(command: str) -> None:
 def test_judge_commands_are_accepted(command: str) -> None:
     verb, *arguments = shlex.split(command)[2:]
     assert verb in judge.VERBS
-    module = importlib.import_module(f"pipelines.judging.{verb}")
+    module = importlib.import_module(f"perm_ray.cli.judging.{verb}")
     module.parser().parse_intermixed_args(arguments)
 
 
@@ -101,7 +101,7 @@ OPERATING = tuple(
 def test_operating_commands_are_accepted(command: str) -> None:
     verb, *arguments = shlex.split(command)[1:]
     assert verb in VERBS
-    importlib.import_module(f"pipelines.{verb}").parser().parse_args(arguments)
+    importlib.import_module(f"perm_ray.cli.{verb}").parser().parse_args(arguments)
 
 
 def test_the_judges_that_live_elsewhere_are_a_configuration(tmp_path: Path) -> None:
@@ -149,5 +149,5 @@ def test_the_tests_that_security_promises_name_exist() -> None:
 
 def test_the_map_names_what_is_there() -> None:
     names = re.findall(r"\b([a-z_]+\.py)\b", README)
-    known = {path.name for path in (*ROOT.glob("perm_ray/**/*.py"), *ROOT.glob("pipelines/**/*.py"))}
+    known = {path.name for path in (*ROOT.glob("perm_ray/**/*.py"), *ROOT.glob("perm_ray/cli/**/*.py"))}
     assert sorted(set(names) - known) == []

@@ -1,0 +1,61 @@
+"""What `--dry-run` prints: the resolved configuration, a step's arithmetic, and who takes which resources."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from perm_ray.cluster.placement import Demand, demands, total
+from perm_ray.cluster.planning.time import trained_tokens
+from perm_ray.config.load import dump_config
+from perm_ray.runs.runtime import RunPlan
+
+
+def describe(plan: RunPlan) -> str:
+    """The whole text, for a terminal."""
+    parts = {
+        "Configuration": dump_config(plan.config).rstrip(),
+        "One step": "\n".join(_arithmetic(plan)),
+        "Resources": "\n".join(_resources(demands(plan.config))),
+    }
+    return "\n\n".join(f"{title}\n{'-' * len(title)}\n{text}" for title, text in parts.items()) + "\n"
+
+
+def _arithmetic(plan: RunPlan) -> list[str]:
+    config = plan.config
+    rollout, num_prompts = config.rollout, config.rollout.prompts_per_step
+    completions = num_prompts * rollout.completions_per_prompt
+    sampled = completions * rollout.max_completion_tokens
+    num_pools = len(config.judges.pools)
+    epochs = config.run.steps * num_prompts / len(plan.train)
+    held = len(plan.heldout) * config.evaluation.completions_per_prompt
+    return [
+        f"{num_prompts} prompts x {rollout.completions_per_prompt} completions = {completions} completions",
+        f"{completions} completions x {rollout.max_completion_tokens} tokens = {sampled:,} sampled at most",
+        f"{completions} completions x {num_pools} perspectives = {completions * num_pools} judgments",
+        f"{trained_tokens(config):,} tokens trained on at most, in micro-batches of "
+        f"{config.trainer.micro_batch_tokens:,} over {config.trainer.num_ranks} rank(s)",
+        f"{config.trainer.objective.updates} update(s) of the policy",
+        f"{config.run.steps} steps x {num_prompts} prompts = {epochs:.2f} epochs of "
+        f"{len(plan.train)} scenarios",
+        f"{held} held-out completions judged before and after training",
+    ]
+
+
+def _resources(rows: Sequence[Demand]) -> list[str]:
+    lines = [f"{'role':<28}{'actors':>7}{'CPUs each':>11}{'GPUs each':>11}  model"]
+    lines += [
+        f"{row.role:<28}{row.count:>7}{row.num_cpus:>11g}{row.num_gpus:>11g}  "
+        f"{row.model}{_own(row.resources)}"
+        for row in rows
+    ]
+    sums = total(rows)
+    cpus, gpus = sums.pop("CPU", 0.0), sums.pop("GPU", 0.0)
+    return [
+        *lines,
+        f"{'together':<28}{sum(row.count for row in rows):>7}{cpus:>11g}{gpus:>11g}{_own(sums)}",
+    ]
+
+
+def _own(resources: Mapping[str, float]) -> str:
+    """The cluster's own resources, if any are asked for."""
+    return "".join(f"  {name} {amount:g}" for name, amount in resources.items())

@@ -1,0 +1,223 @@
+"""`perm-ray judge calibrate`: do the judges agree with people, and as well as people among themselves?
+
+Reads and checks the rated replies, judges them, writes a report (JSON, a page, every judgment) and prints
+the figures; on request fits a map from the judges' scores to people's, and logs it all to MLflow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from perm_ray.cli import CONFIGS
+from perm_ray.cluster.session import authenticate
+from perm_ray.config.load import load_config
+from perm_ray.config.schema import Config
+from perm_ray.errors import DataError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from perm_ray.evaluation.calibration.figures import CalibrationReport, Judgments
+    from perm_ray.evaluation.calibration.labelled import LabelledSet
+    from perm_ray.judges.asking import Scale
+    from perm_ray.rewards.score_map import ScoreMap
+
+_WORTH = 0.98  # of the plain mean's error: a map that stays above it is not worth using
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of `perm-ray judge calibrate`."""
+    parser = argparse.ArgumentParser(
+        prog="perm-ray judge calibrate",
+        description="Do the judges agree with people, and as well as people among themselves?",
+    )
+    add = parser.add_argument
+    add("--config", type=Path, default=None, help="YAML file (default: configs/local.yaml)", metavar="FILE")
+    add("--data", type=Path, required=True, help="rated replies: a file or a folder", metavar="PATH")
+    add("--format", choices=("jsonl", "epitome", "lend-an-ear"), default="jsonl", help="default: jsonl")
+    add(
+        "--map",
+        action="append",
+        default=[],
+        help="hold a dimension against a perspective; -p turns it over, none leaves it out",
+        metavar="DIMENSION=PERSPECTIVE",
+    )
+    add(
+        "--scale",
+        action="append",
+        default=[],
+        help="lowest and highest rating, for JSONL rows without",
+        metavar="DIMENSION=LOW:HIGH",
+    )
+    add("--limit", type=int, default=None, help="only the first N replies", metavar="N")
+    add("--out", type=Path, default=Path("calibration"), help="default: calibration", metavar="DIR")
+    add("--fit-map", type=Path, default=None, help="write a map for rewards.score_map", metavar="FILE")
+    add("--mlflow", action="store_true", help="log the report to tracking.mlflow_uri")
+    add("overrides", nargs="*", help="configuration values", metavar="a.b=c")
+    return parser
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Returns the exit code; raises `PermRayError`s for `cli.py` to print."""
+    options = parser().parse_intermixed_args(arguments)
+    config = load_config(options.config or CONFIGS / "local.yaml", options.overrides)
+    labelled = _read(options, config)
+    authenticate(config.ray.address)
+    from rich.console import Console
+    from rich.progress import track
+
+    from perm_ray.evaluation.calibration.agreement import Bootstrap
+    from perm_ray.evaluation.calibration.figures import calibrate
+    from perm_ray.evaluation.calibration.score_fit import fit_score_maps
+    from perm_ray.files import write_json_atomic
+    from perm_ray.judges.session import judging
+    from perm_ray.rewards.score_map import score_maps_document
+
+    console = Console()
+    config = only_needed(config, {d.perspective for d in labelled.dimensions if d.perspective})
+    items = [each.item for each in labelled.items]
+    with judging(config) as session:
+        judged = track(session.judge(items), "judging", total=len(items), console=console, transient=True)
+        judgments = {item.item_id: by_perspective for item, by_perspective in judged}
+        scales = {name: perspective.scale for name, perspective in session.perspectives.items()}
+    modes = {name: pool.scoring.mode for name, pool in config.judges.pools.items()}
+    report = calibrate(labelled, judgments, scales, modes, Bootstrap(seed=config.run.seed))
+    write_report(options.out, report, judgments, {})
+    show(report, console)
+    score_maps: Mapping[str, ScoreMap] = {}
+    if options.fit_map is not None:
+        score_maps = fit_score_maps(labelled, judgments, report, scales, config.run.seed)
+        write_json_atomic(options.fit_map, score_maps_document(score_maps))
+        write_report(options.out, report, judgments, score_maps)
+        show_maps(score_maps, options.fit_map, console)
+    console.print(f"Report: {options.out / 'calibration.html'}", markup=False, soft_wrap=True)
+    if options.mlflow:
+        _log(options, config, report, console)
+    return 0
+
+
+def _read(options: argparse.Namespace, config: Config) -> LabelledSet:
+    """The rated replies, with everything checked that can be before judges start."""
+    from perm_ray.evaluation.calibration.labelled import check_perspectives
+    from perm_ray.evaluation.calibration.labels import read_labels
+
+    if options.limit is not None and options.limit < 1:
+        raise DataError(f"--limit must be 1 or more, found {options.limit}.")
+    labelled = read_labels(
+        options.data, options.format, assignments(options.map, "--map"), scales_of(options.scale)
+    )
+    check_perspectives(labelled.dimensions, config.judges.pools)
+    return labelled if options.limit is None else labelled.first(options.limit)
+
+
+def assignments(texts: Sequence[str], option: str) -> dict[str, str]:
+    """`a=b` texts as a mapping. Raises `DataError` for one that is none."""
+    pairs: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise DataError(f"{option} must be NAME=VALUE, found {text!r}.")
+        pairs[name] = value
+    return pairs
+
+
+def scales_of(texts: Sequence[str]) -> dict[str, Scale]:
+    """`dimension=1:5` texts as scales. Raises `DataError` for one that is none."""
+    from perm_ray.judges.asking import Scale
+
+    scales = {}
+    for name, value in assignments(texts, "--scale").items():
+        low, _, high = value.partition(":")
+        if not (low.lstrip("-").isdigit() and high.lstrip("-").isdigit() and int(low) < int(high)):
+            raise DataError(f"--scale must be DIMENSION=LOW:HIGH in whole numbers, found {name}={value}.")
+        scales[name] = Scale(int(low), int(high))
+    return scales
+
+
+def only_needed(config: Config, perspectives: set[str]) -> Config:
+    """The configuration with the pools of `perspectives` alone, and the engines and endpoints they ask."""
+    judges = config.judges
+    pools = {name: pool for name, pool in judges.pools.items() if name in perspectives}
+    used = {pool.engine for pool in pools.values()}
+    engines = {name: engine for name, engine in judges.engines.items() if name in used}
+    endpoints = {name: endpoint for name, endpoint in judges.endpoints.items() if name in used}
+    return replace(config, judges=replace(judges, engines=engines, endpoints=endpoints, pools=pools))
+
+
+def write_report(
+    folder: Path, report: CalibrationReport, judgments: Judgments, score_maps: Mapping[str, ScoreMap]
+) -> None:
+    """`calibration.json`, `calibration.html` and `judgments.jsonl`."""
+    from perm_ray.cli.pages.calibration_page import calibration_page
+    from perm_ray.files import write_json_atomic, write_jsonl_atomic, write_text_atomic
+    from perm_ray.rewards.score_map import score_maps_document
+    from perm_ray.tracking.samples import judgment_row
+
+    rows = [
+        {"id": name, "judgments": {p: judgment_row(judgment) for p, judgment in by_perspective.items()}}
+        for name, by_perspective in judgments.items()
+    ]
+    write_jsonl_atomic(folder / "judgments.jsonl", rows)
+    maps = {"score_maps": score_maps_document(score_maps)} if score_maps else {}
+    write_json_atomic(folder / "calibration.json", asdict(report) | maps)
+    write_text_atomic(folder / "calibration.html", calibration_page(report, score_maps))
+
+
+def show(report: CalibrationReport, console: Console) -> None:
+    """Print each dimension's figures, confusion matrix and what became of its judgments."""
+    from perm_ray.cli.judging.tables import confusion_table, dimension_rows, figure_table
+
+    for entry in report.dimensions:
+        dimension = entry.dimension
+        title = f"{dimension.name}: {dimension.perspective or 'no perspective'}, {entry.n} rated replies"
+        console.print(
+            figure_table(title + (", turned over" if dimension.turned else ""), dimension_rows(entry))
+        )
+        console.print(f"Krippendorff's alpha of all people: {entry.people.alpha}", markup=False)
+        if entry.judge is not None:
+            counts = ", ".join(f"{count} {status}" for status, count in entry.judge.coverage.items())
+            console.print(f"Judgments: {counts}", markup=False)
+            console.print(confusion_table(entry.judge.confusion, "people", "judge"))
+
+
+def show_maps(score_maps: Mapping[str, ScoreMap], file: Path, console: Console) -> None:
+    """Say what fitting was worth, by cross-validation."""
+    for name, score_map in score_maps.items():
+        error = score_map.error
+        text = f"Score map of {name}, mean absolute error: {error['before']:.3f} before"
+        if "after" in error:
+            text += (
+                f", {error['after']:.3f} after (held out), {error['mean']:.3f} for the plain mean of people"
+            )
+            if error["after"] > _WORTH * error["mean"]:
+                text += "; the judge adds next to nothing to that mean"
+        console.print(f"{text}.", markup=False, soft_wrap=True)
+    console.print(f"Use it with rewards.score_map={file}", markup=False, soft_wrap=True)
+
+
+def _log(options: argparse.Namespace, config: Config, report: CalibrationReport, console: Console) -> None:
+    from perm_ray.evaluation.calibration.figures import metrics
+    from perm_ray.tracking.mlflow_report import log_report
+
+    files = [options.out / name for name in ("calibration.json", "calibration.html", "judgments.jsonl")]
+    params = {f"judges.{name}": f"{judge.model}, {judge.mode}" for name, judge in report.judges.items()}
+    uri = log_report(
+        config.tracking,
+        f"calibration-{report.source}",
+        options.out,
+        dict(metrics(report)),
+        {"data": report.source, **params},
+        [*files, *([options.fit_map] if options.fit_map else [])],
+    )
+    console.print(f"MLflow: {uri}", markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    from perm_ray.cli.main import run_verb
+
+    sys.exit(run_verb("judge", ["calibrate", *sys.argv[1:]]))

@@ -1,0 +1,168 @@
+"""`perm-ray judge probe`: do the judges withstand attacks, and order what is plain to order?
+
+Judges every probe with the pools of a configuration and prints, for each kind of probe and each
+perspective, how many pairs of texts were put in the right order and what the worse texts were given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from perm_ray.cli import CONFIGS
+from perm_ray.cluster.session import authenticate
+from perm_ray.config.load import load_config
+from perm_ray.errors import DataError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from perm_ray.evaluation.probes.probe_report import Outcome, ProbeReport
+    from perm_ray.evaluation.probes.probe_set import Probe
+    from perm_ray.types import Sections
+
+SHOWN_FAILURES = 10
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of `perm-ray judge probe`."""
+    parser = argparse.ArgumentParser(
+        prog="perm-ray judge probe",
+        description="Do the judges withstand attacks, and order what is plain to order?",
+    )
+    parser.add_argument(
+        "--config", type=Path, default=None, help="YAML file (default: configs/local.yaml)", metavar="FILE"
+    )
+    parser.add_argument("--json", type=Path, default=None, help="write all outcomes here", metavar="FILE")
+    parser.add_argument("--kinds", default=None, help="only these kinds of probes", metavar="A,B")
+    parser.add_argument(
+        "--probes", type=Path, default=None, help="folder with probes of your own", metavar="DIR"
+    )
+    parser.add_argument("--verbose", action="store_true", help="show the worst failures with their texts")
+    parser.add_argument("overrides", nargs="*", help="configuration values", metavar="a.b=c")
+    return parser
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Returns the exit code; raises `PermRayError`s for `cli.py` to print."""
+    options = parser().parse_intermixed_args(arguments)
+    config = load_config(options.config or CONFIGS / "local.yaml", options.overrides)
+    from perm_ray.evaluation.probes.probe_set import BUILTIN_PROBES, load_probes
+
+    probes = chosen(load_probes(options.probes or BUILTIN_PROBES), options.kinds)
+    authenticate(config.ray.address)
+    from rich.console import Console
+    from rich.progress import track
+
+    from perm_ray.evaluation.probes.probe_report import probe_report
+    from perm_ray.evaluation.probes.probe_set import probe_items
+    from perm_ray.files import write_json_atomic
+    from perm_ray.judges.session import judging
+
+    console = Console()
+    items = probe_items(probes)
+    with judging(config) as session:
+        judged = track(session.judge(items), "judging", total=len(items), console=console, transient=True)
+        judgments = {item.item_id: by_perspective for item, by_perspective in judged}
+        report = probe_report(probes, judgments, session.perspectives)
+    if options.json is not None:
+        write_json_atomic(options.json, report.as_dict())
+    show(report, console, verbose=options.verbose)
+    return 0
+
+
+def chosen(probes: Sequence[Probe], kinds: str | None) -> tuple[Probe, ...]:
+    """The probes of the kinds in a comma-separated list, or all. Raises `DataError` for one not there."""
+    if kinds is None:
+        return tuple(probes)
+    wanted = [kind.strip() for kind in kinds.split(",")]
+    known = tuple(dict.fromkeys(probe.kind for probe in probes))
+    unknown = [kind for kind in wanted if kind not in known]
+    if unknown:
+        raise DataError(f"--kinds may name {', '.join(known)}, found {', '.join(map(repr, unknown))}.")
+    return tuple(probe for probe in probes if probe.kind in wanted)
+
+
+# ---- what people read -----------------------------------------------------------------------
+
+
+def show(report: ProbeReport, console: Console, verbose: bool = False) -> None:
+    """Print the table of pass rates, what could not be judged and, if asked, the worst failures."""
+    console.print(_table(report))
+    unjudged = Counter(outcome.why for outcome in report.outcomes if outcome.passed is None)
+    for why, count in unjudged.most_common(SHOWN_FAILURES):
+        console.print(f"{count} could not be judged: {why}", markup=False)
+    failures = report.failures()
+    if verbose:
+        for outcome in failures[:SHOWN_FAILURES]:
+            console.print(_failure(outcome), markup=False, highlight=False)
+    elif failures:
+        console.print(f"{len(failures)} did not pass: --verbose shows the worst.")
+
+
+def _table(report: ProbeReport) -> Table:
+    """One row a kind, one column a perspective: passed of judged, and what the worse texts were given."""
+    from rich.table import Table
+
+    table = Table(
+        title="Passed of judged, and the share of the scale that the worse texts were given",
+        title_justify="left",
+    )
+    table.add_column("kind")
+    for name in (*report.perspectives, "together"):
+        table.add_column(name, justify="right")
+    columns = (*report.perspectives, None)
+    for kind in report.kinds:
+        table.add_row(kind, *(_cell(report, name, kind) for name in columns))
+    table.add_section()
+    table.add_row("all", *(_cell(report, name, None) for name in columns))
+    table.add_row("pass rate", *(_rate(report, name) for name in columns))
+    table.add_row("95% interval", *(_interval(report, name) for name in columns))
+    return table
+
+
+def _cell(report: ProbeReport, perspective: str | None, kind: str | None) -> str:
+    rate, score = report.pass_rate(perspective, kind), report.attack_score(perspective, kind)
+    given = "" if score is None else f"  {score:.2f}"
+    return f"{rate.passed}/{rate.judged}{given}" if rate.judged or rate.failed else ""
+
+
+def _rate(report: ProbeReport, perspective: str | None) -> str:
+    rate = report.pass_rate(perspective).rate
+    return "" if rate is None else f"{rate:.0%}"
+
+
+def _interval(report: ProbeReport, perspective: str | None) -> str:
+    interval = report.pass_rate(perspective).interval()
+    return "" if interval is None else f"{interval[0]:.0%} .. {interval[1]:.0%}"
+
+
+def _failure(outcome: Outcome) -> str:
+    probe = outcome.probe
+    expected = "higher than" if probe.relation == "above" else f"no more than {probe.margin:g} below"
+    return "\n".join(
+        [
+            "",
+            f"{probe.probe_id}, {outcome.perspective}: {outcome.better:.3f} should be {expected} "
+            f"{outcome.worse:.3f}",
+            f"  to:     {probe.scenario.query}",
+            f"  better: {_text(probe.better)}",
+            f"  worse:  {_text(probe.worse)}",
+        ]
+    )
+
+
+def _text(sections: Sections) -> str:
+    text = sections.analysis if sections.response is None else sections.response
+    return (text or "").strip().replace("\n", "\n          ") or "(empty)"
+
+
+if __name__ == "__main__":
+    from perm_ray.cli.main import run_verb
+
+    sys.exit(run_verb("judge", ["probe", *sys.argv[1:]]))

@@ -1,0 +1,172 @@
+"""`perm-ray judge score IN.jsonl OUT.jsonl`: PERM as a reward model, for texts of any origin.
+
+Appends one row an item the moment it is judged. Run it again and it goes on where it stopped: rows that
+are there are kept, and judged again only with --again, if they have no reward.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from perm_ray.cli import CONFIGS
+from perm_ray.cluster.session import authenticate
+from perm_ray.config.load import load_config
+from perm_ray.config.training import RewardConfig
+from perm_ray.errors import DataError, JudgeFailureRateError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from perm_ray.evaluation.scored import Setup
+    from perm_ray.judges.perspective import Perspective
+    from perm_ray.rewards.score_map import ScoreMap
+    from perm_ray.types import JudgeItem, Judgment
+
+MAX_FAILED_IN_A_ROW = 64
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of `perm-ray judge score`."""
+    parser = argparse.ArgumentParser(
+        prog="perm-ray judge score",
+        description="Score every line of a file: PERM as a reward model. Run again to go on.",
+    )
+    parser.add_argument(
+        "--config", type=Path, default=None, help="YAML file (default: configs/local.yaml)", metavar="FILE"
+    )
+    parser.add_argument(
+        "input",
+        type=Path,
+        help="JSONL with persona, scenario, query, response and perhaps analysis",
+        metavar="IN.jsonl",
+    )
+    parser.add_argument("output", type=Path, help="appended to, one row an item", metavar="OUT.jsonl")
+    parser.add_argument("--again", action="store_true", help="judge items once more that have no reward yet")
+    parser.add_argument("overrides", nargs="*", help="configuration values", metavar="a.b=c")
+    return parser
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Returns the exit code; raises `PermRayError`s for `cli.py` to print."""
+    options = parser().parse_intermixed_args(arguments)
+    config = load_config(options.config or CONFIGS / "local.yaml", options.overrides)
+    from perm_ray.data.items import read_items
+
+    check_paths(options.input, options.output)
+    items = read_items(options.input)
+    authenticate(config.ray.address)
+    from rich.console import Console
+    from rich.progress import track
+
+    from perm_ray.evaluation.scored import append_row, resume, setup_of
+    from perm_ray.files import json_line
+    from perm_ray.judges.session import build_perspectives, judging
+    from perm_ray.rewards.reward import check_perspectives
+    from perm_ray.rewards.score_map import score_maps_for
+
+    console = Console()
+    perspectives = build_perspectives(config.judges)
+    check_perspectives(perspectives, config.rewards)
+    languages = [item.scenario.language for item in items]
+    score_maps = score_maps_for(config.rewards.score_map, config.judges, perspectives, languages)
+    setup = setup_of(config.judges, config.rewards, config.run.seed, perspectives, score_maps)
+    done = resume(options.output, items, setup, options.again)
+    remaining = [item for item in items if item.item_id not in done]
+    if done:
+        console.print(f"{len(items) - len(remaining)} of {len(items)} are there already.")
+    if remaining:
+        with judging(config) as session:
+            judged = track(session.judge(remaining), "judging", len(remaining), console=console)
+            outage = Outage()
+            for item, judgments in judged:
+                row = scored_row(item, judgments, perspectives, config.rewards, score_maps, setup)
+                append_row(options.output, json_line(row))
+                outage.watch(judgments)
+    show(options.output, console)
+    return 0
+
+
+class Outage:
+    """Stops the verb when calls fail for so many items in a row that the judges must be gone."""
+
+    def __init__(self) -> None:
+        self._failed = 0
+
+    def watch(self, judgments: Mapping[str, Judgment]) -> None:
+        """Raises `JudgeFailureRateError` after `MAX_FAILED_IN_A_ROW` items with a failed call."""
+        reasons = [f"{name}: {j.reason}" for name, j in judgments.items() if j.status == "failed"]
+        self._failed = self._failed + 1 if reasons else 0
+        if self._failed >= MAX_FAILED_IN_A_ROW:
+            raise JudgeFailureRateError(
+                f"The judges failed for {self._failed} items in a row ({'; '.join(reasons)}): mend that and "
+                "run again with --again."
+            )
+
+
+def check_paths(source: Path, output: Path) -> None:
+    """Raises `DataError` for an output that cannot be."""
+    if output.is_dir():
+        raise DataError(f"{output} is a folder: name a file to append to.")
+    if source.exists() and output.exists() and source.samefile(output):
+        raise DataError(f"{output} is the file to score: name another one for the rows.")
+    output.parent.mkdir(parents=True, exist_ok=True)
+
+
+def scored_row(
+    item: JudgeItem,
+    judgments: Mapping[str, Judgment],
+    perspectives: Mapping[str, Perspective],
+    rewards: RewardConfig,
+    score_maps: Mapping[str, ScoreMap],
+    setup: Setup,
+) -> dict[str, object]:
+    """The row of one item: its texts, every judgment, the reward and the perspectives that entered it."""
+    from perm_ray.evaluation.scored import item_fields
+    from perm_ray.rewards.reward import reward_of_asked
+    from perm_ray.tracking.samples import judgment_row
+
+    reward, masked_because, asked = reward_of_asked(judgments, perspectives, rewards, score_maps)
+    scales = {name: [each.scale.low, each.scale.high] for name, each in perspectives.items()}
+    return {
+        **item_fields(item),
+        "judgments": {name: judgment_row(j) | {"scale": scales[name]} for name, j in judgments.items()},
+        "reward": None if reward is None else asdict(reward),
+        "perspectives": list(asked),
+        "masked_because": masked_because,
+        "setup": asdict(setup),
+    }
+
+
+def show(output: Path, console: Console) -> None:
+    """Print what is in the file now: means, and how many rows have no score."""
+    from rich.table import Table
+
+    from perm_ray.evaluation.scored import read_scored
+
+    rows = read_scored(output)
+    scores: dict[str, list[float | None]] = {"reward": [row.reward for row in rows]}
+    for name in dict.fromkeys(name for row in rows for name in row.scores):
+        scores[name] = [row.scores.get(name) for row in rows]
+    table = Table(title=f"{len(rows)} rows in {output}", title_justify="left")
+    for column in ("", "mean", "scored", "without"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, values in scores.items():
+        known = [value for value in values if value is not None]
+        mean = f"{sum(known) / len(known):.3f}" if known else "none"
+        table.add_row(name, mean, str(len(known)), str(len(values) - len(known)))
+    console.print(table)
+    entered = Counter(row.perspectives for row in rows)
+    for names, count in entered.most_common():
+        console.print(f"{count} rewards are of {', '.join(names)}.", markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    from perm_ray.cli.main import run_verb
+
+    sys.exit(run_verb("judge", ["score", *sys.argv[1:]]))

@@ -1,0 +1,157 @@
+"""What a run talks to: the Ray cluster, MLflow, models and judge endpoints. Every question has a bound."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from perm_ray.cluster.doctor.finding import Finding, ok, problem, warning
+from perm_ray.config.engines import BUILTIN_MODEL
+from perm_ray.config.redact import redact_text
+from perm_ray.config.schema import Config, TrackingConfig
+from perm_ray.errors import ConfigError
+
+ANSWER_S = 10.0
+
+
+def check_services(config: Config) -> Iterator[Finding]:
+    """Models, endpoints and MLflow of a configuration."""
+    models = {"policy": config.policy.model}
+    models |= {f"judge engine {name}": engine.model for name, engine in config.judges.engines.items()}
+    for role, model in models.items():
+        yield _model(role, model)
+    for name in config.judges.endpoints:
+        yield _endpoint(config, name)
+    yield _mlflow(config.tracking)
+
+
+def _model(role: str, model: str) -> Finding:
+    subject = f"model of {role}"
+    if model.startswith("builtin:"):
+        if model == BUILTIN_MODEL:
+            return ok(subject, f"{model} comes with the installation")
+        return problem(subject, f"{model} does not exist", f"use {BUILTIN_MODEL}, a folder or a hub id")
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        needed = ("config.json", "tokenizer_config.json", "*.safetensors")
+        missing = [pattern for pattern in needed if not any(folder.glob(pattern))]
+        if missing:
+            return problem(
+                subject, f"{folder} lacks {', '.join(missing)}", "give a folder that save_pretrained wrote"
+            )
+        return ok(subject, str(folder))
+    return _hub_model(subject, model)
+
+
+def _hub_model(subject: str, model: str) -> Finding:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(model, "config.json")
+    except HFValidationError:
+        return problem(subject, f"{model} is no folder and no hub id", "check the path")
+    if isinstance(cached, str):
+        return ok(subject, f"{model}, in the hub's cache on this machine")
+    if os.environ.get("HF_HUB_OFFLINE") == "1":
+        return problem(subject, f"{model} is not on this machine", "unset HF_HUB_OFFLINE, or give a folder")
+    return warning(subject, f"{model} is not on this machine", "it will be downloaded when the run starts")
+
+
+def _endpoint(config: Config, name: str) -> Finding:
+    """As a run does it before it begins: the list of models, or one token."""
+    from perm_ray.models.endpoint import Endpoint
+
+    async def ask() -> None:
+        await Endpoint(name, config.judges.endpoints[name]).check()
+
+    subject = f"judge endpoint {name}"
+    try:
+        asyncio.run(ask())
+    except ConfigError as error:
+        return problem(subject, str(error), "mend it, or let the pools ask another engine")
+    return ok(subject, f"answers at {redact_text(config.judges.endpoints[name].base_url)}")
+
+
+def _mlflow(config: TrackingConfig) -> Finding:
+    if not config.mlflow:
+        return warning(
+            "mlflow", "tracking.mlflow is false", "set it to true to see curves; files are written anyway"
+        )
+    if config.mlflow_uri is None:
+        return ok("mlflow", "an sqlite file in the run directory")
+    uri = redact_text(config.mlflow_uri)
+    if not config.mlflow_uri.startswith("http"):
+        return ok("mlflow", uri)
+    from perm_ray.tracking.mlflow_client import cause_of, connect, tracking_uri
+
+    # Fault boundary, the tracking server: whatever MLflow raises is a finding.
+    try:
+        connect(tracking_uri(config, Path())).search_experiments(max_results=1)
+    except Exception as error:
+        why = cause_of(error)[:160]
+        return problem(
+            "mlflow", f"{uri} does not answer ({why})", "start the server, or check tracking.mlflow_uri"
+        )
+    return ok("mlflow", f"{uri} answers")
+
+
+def check_cluster(address: str, token: str | None) -> Iterator[Finding]:
+    """A cluster's dashboard at `address`: is it there, does it take our token, and does it ask for one?"""
+    try:
+        status = _status(f"{address}/api/version", None)
+    except OSError as error:
+        why = getattr(error, "reason", error)
+        yield problem(
+            "cluster", f"nothing answers at {address} ({why})", "start the head node, or check --address"
+        )
+        return
+    if status == 200:
+        # The version may be told to anyone; jobs may not.
+        status = _status(f"{address}/api/jobs/", None)
+    if status == 200:
+        yield problem(
+            "cluster",
+            f"{address} takes jobs from anyone",
+            "start every node with RAY_AUTH_MODE=token and a token (RAY_AUTH_TOKEN)",
+        )
+    else:
+        yield ok("cluster", f"{address} asks for a token")
+    mine = _status(f"{address}/api/jobs/", token)
+    if mine == 200:
+        yield ok("cluster", f"{address} takes this token" if token else f"{address} answers")
+        yield from _nodes(address, token)
+    elif mine in (401, 403):
+        remedy = "put the cluster's token into RAY_AUTH_TOKEN or ~/.ray/auth_token"
+        yield problem("cluster", f"{address} does not take this token", remedy)
+    else:
+        yield problem("cluster", f"{address} answers with HTTP {mine}", "look at the head node's logs")
+
+
+def _nodes(address: str, token: str | None) -> Iterator[Finding]:
+    listed = json.loads(_body(f"{address}/api/v0/nodes?detail=true", token))["data"]["result"]["result"]
+    alive = [node for node in listed if node["state"] == "ALIVE"]
+    sums: dict[str, float] = {}
+    for node in alive:
+        for name in ("CPU", "GPU"):
+            sums[name] = sums.get(name, 0.0) + node["resources_total"].get(name, 0.0)
+    yield ok("cluster", f"{len(alive)} nodes, {sums.get('CPU', 0):g} CPUs, {sums.get('GPU', 0):g} GPUs")
+
+
+def _status(url: str, token: str | None) -> int:
+    try:
+        _body(url, token)
+    except urllib.error.HTTPError as error:
+        return error.code
+    return 200
+
+
+def _body(url: str, token: str | None) -> bytes:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=ANSWER_S) as answer:
+        return answer.read()

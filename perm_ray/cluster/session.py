@@ -1,0 +1,75 @@
+"""Ray as this project starts it or joins it: with token authentication, and on loopback unless joined."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import secrets
+import sys
+from collections.abc import Sequence
+
+from perm_ray.cluster.placement import Demand, total
+from perm_ray.config.schema import RayConfig
+from perm_ray.errors import RunError
+
+
+def authenticate(address: str | None) -> None:
+    """Turn Ray's token authentication on; call it before anything imports Ray, which reads it then.
+
+    A private cluster (`address` None) gets a token of its own that nobody else knows, and its processes
+    listen on loopback only. For an existing one the user's token applies, and `RAY_AUTH_MODE` when set.
+    """
+    if address is not None:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        return
+    if "ray" not in sys.modules:
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    elif os.environ.get("RAY_AUTH_MODE") != "token" or "RAY_AUTH_TOKEN" not in os.environ:
+        raise RunError("Ray was imported before its token authentication was set: call authenticate() first.")
+    # Ray takes the machine's outward address, even when told otherwise, unless there can be no other node.
+    os.environ.update(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", GLOO_SOCKET_IFNAME="lo")
+
+
+def start_ray(config: RayConfig, rows: Sequence[Demand]) -> None:
+    """Start a private cluster (`ray.address: null`) for what `rows` ask, or join one.
+
+    A private cluster listens on loopback only. Phases of the loop take turns, so it offers as many CPU
+    *slots* as the run's actors ask for, whatever the machine has. Raises `RunError` when there is no
+    cluster at the address, or it does not take the token.
+    """
+    authenticate(config.address)
+    import ray
+
+    if config.address is None:
+        wanted = total(rows)
+        ray.init(
+            address="local",  # whatever RAY_ADDRESS says
+            num_cpus=config.num_cpus or max(1, math.ceil(wanted.pop("CPU", 0.0))),
+            num_gpus=None if wanted.pop("GPU", 0.0) else 0,
+            resources=wanted,
+            object_store_memory=int(config.object_store_gb * 2**30),
+            include_dashboard=False,
+            dashboard_host="127.0.0.1",
+            _node_ip_address="127.0.0.1",
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+        return
+    # Fault boundary, somebody else's cluster: whatever Ray raises becomes one sentence.
+    try:
+        ray.init(address=config.address, log_to_driver=False, logging_level=logging.WARNING)
+    except Exception as error:
+        why = " ".join(str(error).split())[:300]
+        raise RunError(
+            f"The Ray cluster at ray.address={config.address} could not be joined "
+            f"({type(error).__name__}: {why}): check that it runs, and that RAY_AUTH_TOKEN or "
+            "~/.ray/auth_token holds its token."
+        ) from error
+
+
+def stop_ray() -> None:
+    """Leave the cluster: this run's actors end, and so does a private cluster."""
+    import ray
+
+    ray.shutdown()

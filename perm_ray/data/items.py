@@ -1,0 +1,101 @@
+"""Texts to judge, from a JSONL file: `perm-ray judge score` reads it, and labels come on the same rows.
+
+One row is one JSON object on one line::
+
+    {"id": "a-1", "persona": "Ana, 41, a nurse", "scenario": "She was passed over for head nurse.",
+     "query": "I should be happy for Rui.", "response": "...", "analysis": "...",
+     "language": "en", "culture": "Portuguese"}
+
+`persona` is a text, or an object of which `identity` is read. Instead of `query` there may be a
+`dialogue`, a list of turns (texts, or objects with `role` and `content`), whose first turn is the
+seeker's and is the query. `response` is what was answered. `analysis` (what the supporter understood)
+may be missing: the perspective that reads it is then skipped. So may `id`, `language` and `culture`.
+Other fields are let through unread, but not one that looks like a misspelt field of these.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Collection
+from pathlib import Path
+
+from perm_ray.data.tables import Problems, Row, json_rows
+from perm_ray.errors import DataError
+from perm_ray.types import JudgeItem, Scenario, Sections, Turn
+
+FIELDS = ("id", "persona", "scenario", "query", "dialogue", "response", "analysis", "language", "culture")
+
+
+def read_items(path: Path) -> list[JudgeItem]:
+    """The items of a JSONL file, in file order. Raises one `DataError` that lists every problem."""
+    problems = Problems()
+    items = []
+    lines: dict[str, int] = {}
+    for row in json_rows(path, problems):
+        item = item_of(row, FIELDS)
+        note_repeated(row, item.item_id, lines)
+        items.append(item)
+    problems.settle(path)
+    if not items:
+        raise DataError(f"{path} has no rows: give a JSONL file with at least one.")
+    return items
+
+
+def item_of(row: Row, fields: Collection[str]) -> JudgeItem:
+    """The item of one row; problems are noted in it. `fields` are the names that may be misspelt."""
+    for name in row.data:
+        near = difflib.get_close_matches(name.lower(), fields, n=1, cutoff=0.75)
+        if name not in fields and near and near[0] not in row.data:
+            row.complain(name, f'the field "{near[0]}"', "a name that is not read")
+    scenario = make_scenario(
+        persona=_persona(row),
+        situation=row.text("scenario"),
+        query=_query(row),
+        language=row.optional_text("language"),
+        culture=row.optional_text("culture"),
+    )
+    sections = Sections(analysis=row.optional_text("analysis"), response=row.text("response"))
+    return JudgeItem(row.optional_text("id") or f"{row.file.stem}:{row.line}", scenario, sections)
+
+
+def make_scenario(
+    persona: str, situation: str, query: str, language: str | None = None, culture: str | None = None
+) -> Scenario:
+    """A scenario that is named by its content: replies to the same query are a group to the judges."""
+    content = json.dumps([persona, situation, query, language, culture]).encode()
+    name = hashlib.sha256(content).hexdigest()[:12]
+    return Scenario(name, persona, situation, (Turn("seeker", query),), language, culture)
+
+
+def note_repeated(row: Row, item_id: str, lines: dict[str, int]) -> None:
+    """Note an id that an earlier row has; `lines` has the line of each id so far."""
+    earlier = lines.setdefault(item_id, row.line)
+    if earlier != row.line:
+        row.complain("id", "an id of its own", f"{item_id!r}, which line {earlier} has too")
+
+
+def _persona(row: Row) -> str:
+    value = row.data.get("persona")
+    if isinstance(value, dict):
+        return row.as_text("persona.identity", value.get("identity"))
+    return row.text("persona")
+
+
+def _query(row: Row) -> str:
+    dialogue = row.data.get("dialogue")
+    if dialogue is None:
+        return row.text("query")
+    if row.data.get("query") is not None:
+        row.complain("dialogue", "either query or dialogue", "both")
+        return ""
+    if not isinstance(dialogue, list) or not dialogue:
+        row.complain("dialogue", "a list of turns", dialogue)
+        return ""
+    first = dialogue[0]
+    if isinstance(first, dict):
+        if first.get("role", "seeker") != "seeker":
+            row.complain("dialogue[0].role", "the seeker to speak first", first.get("role"))
+        return row.as_text("dialogue[0].content", first.get("content"))
+    return row.as_text("dialogue[0]", first)

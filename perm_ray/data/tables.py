@@ -1,0 +1,160 @@
+"""Rows of other people's files: JSON lines and CSV, with every problem listed by file, line and field.
+
+The readers of labels and of texts to judge go through here. They note what is wrong and read on, and
+`Problems.settle` then raises one error that lists it all.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from perm_ray.errors import DataError
+from perm_ray.judges.asking import Scale
+
+MAX_SHOWN = 20
+_MAX_FIELD_CHARS = 10_000_000
+
+
+@dataclass(slots=True)
+class Problems:
+    """What is wrong in the files read so far."""
+
+    _lines: list[str] = field(default_factory=list)
+
+    def note(self, file: Path, line: int, where: str, expected: str, found: str) -> None:
+        """Line 0 is the file as a whole."""
+        place = file.name + (f", line {line}" if line else "") + (f", field {where}" if where else "")
+        self._lines.append(f"  {place}: expected {expected}, found {found}")
+
+    def settle(self, source: Path) -> None:
+        """Raises `DataError` if there is any problem (at most 20 are shown)."""
+        if not self._lines:
+            return
+        count = f"{len(self._lines)} {'problem' if len(self._lines) == 1 else 'problems'}"
+        shown = self._lines[:MAX_SHOWN]
+        if len(self._lines) > MAX_SHOWN:
+            shown = [*shown, f"  and {len(self._lines) - MAX_SHOWN} more"]
+        text = "\n".join([f"{source} has {count}; mend it and start again:", *shown])
+        raise DataError(text.encode("utf-8", "replace").decode("utf-8"))
+
+
+@dataclass(slots=True)
+class Row:
+    """One row while it is read; a value that turns out wrong is noted and comes back empty."""
+
+    file: Path
+    line: int
+    data: dict[str, object]
+    problems: Problems = field(repr=False)
+
+    def complain(self, where: str, expected: str, found: object) -> None:
+        self.problems.note(self.file, self.line, where, expected, show(found))
+
+    def text(self, where: str) -> str:
+        """A field that must be a text with something in it."""
+        return self.as_text(where, self.data.get(where))
+
+    def as_text(self, where: str, value: object) -> str:
+        if not isinstance(value, str) or not value.strip():
+            self.complain(where, "a text", value)
+            return ""
+        if any("\ud800" <= char <= "\udfff" for char in value):  # no UTF-8, no tokens
+            self.complain(where, "Unicode text", "half of a surrogate pair (a broken \\u escape)")
+            return ""
+        return value.strip()
+
+    def optional_text(self, where: str) -> str | None:
+        """A field that may be missing, null or blank."""
+        value = self.data.get(where)
+        return None if value is None or (isinstance(value, str) and not value.strip()) else self.text(where)
+
+    def rating(self, where: str, value: object, scale: Scale) -> float | None:
+        """A number on `scale`, also one written as text; None where it is null or blank (no rating)."""
+        if value is None or (isinstance(value, str) and not value.strip()):
+            return None
+        number = math.nan
+        if isinstance(value, int | float | str) and not isinstance(value, bool):
+            try:
+                number = float(value)
+            except (ValueError, OverflowError):
+                number = math.nan
+        if not scale.low <= number <= scale.high:
+            self.complain(where, f"a number from {scale.low} to {scale.high}", value)
+            return None
+        return number
+
+
+def json_rows(path: Path, problems: Problems) -> Iterator[Row]:
+    """Each line that is a JSON object; the others become problems. Blank lines are skipped."""
+    # Lines end at "\n" only: other line separators are allowed within JSON strings.
+    for number, raw in enumerate(_read(path).split(b"\n"), start=1):
+        if not raw.strip():
+            continue
+        try:
+            value = json.loads(raw.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            problems.note(path, number, "", "UTF-8 text", f"byte 0x{raw[error.start]:02x}")
+        except (ValueError, RecursionError) as error:
+            problems.note(path, number, "", "one JSON object", f"bad JSON ({error})")
+        else:
+            if isinstance(value, dict):
+                yield Row(path, number, value, problems)
+            else:
+                problems.note(path, number, "", "one JSON object", show(value))
+
+
+def csv_rows(path: Path, columns: Sequence[str], problems: Problems) -> Iterator[Row]:
+    """Each row of a CSV file (UTF-8, with a header) that has all of `columns`; others are let through.
+
+    A row's line is the one that it begins on: a text may span several.
+    """
+    try:
+        text = _read(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        problems.note(path, 0, "", "UTF-8 text", f"byte 0x{error.object[error.start]:02x}")
+        return
+    csv.field_size_limit(_MAX_FIELD_CHARS)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    begins = 1
+    try:
+        missing = [column for column in columns if column not in (reader.fieldnames or ())]
+        for column in missing:
+            problems.note(
+                path, 1, column, "this column", f"only {', '.join(reader.fieldnames or ['nothing'])}"
+            )
+        begins = reader.line_num + 1
+        for data in [] if missing else reader:
+            line, begins = begins, reader.line_num + 1
+            if None in data or None in data.values():
+                problems.note(path, line, "", f"{len(reader.fieldnames or ())} columns", "more or fewer")
+                continue
+            yield Row(path, line, dict(data), problems)
+    except csv.Error as error:
+        problems.note(path, begins, "", "CSV", str(error))
+
+
+def show(value: object) -> str:
+    """A value as a message shows it: short; nothing for one that is not there."""
+    if value is None:
+        return "nothing"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = repr(text) if isinstance(value, str) and " " not in text.strip() else text
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+def _read(path: Path) -> bytes:
+    if path.is_dir():
+        raise DataError(f"{path} is a folder: give the path of one file.")
+    try:
+        return path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    except FileNotFoundError:
+        raise DataError(f"There is no file {path}: check the path.") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error

@@ -1,0 +1,202 @@
+"""Prompts in, judged rollout groups out: the half of a step that makes experience.
+
+Samples through the rollout pool, hands every completion to the judge panel the moment it finishes, and
+turns judgments into rewards and rewards into advantages. The training loop and the held-out evaluation
+both collect here, so they can never measure different things.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from perm_ray.config.training import RewardConfig
+from perm_ray.data.prompts import split_sections
+from perm_ray.errors import NotFiniteError, RunError
+from perm_ray.judges.judge import ItemKey
+from perm_ray.judges.panel import JudgePanel
+from perm_ray.judges.perspective import Perspective
+from perm_ray.judges.pool_load import load_metrics
+from perm_ray.rewards.advantages import advantages_of
+from perm_ray.rewards.reward import reward_of
+from perm_ray.rewards.score_map import ScoreMap
+from perm_ray.rollout.pool import RolloutPool
+from perm_ray.types import Completion, Judgment, Prompt, Rollout, RolloutGroup, Sections
+
+Report = Callable[[str, int, int], None]
+Draw = Callable[[int], Sequence[Prompt]]  # the next so many prompts, or fewer
+
+
+def silent(phase: str, done: int, total: int) -> None:
+    """Reports to nobody."""
+    del phase, done, total
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """The groups of one collection, in the order of their prompts, and what it cost.
+
+    `generate_s` is until the last completion arrived, `judge_s` what judging took beyond that;
+    `load_metrics` say how busy the judge pools were (`judges/pool_load.py`). `replaced` are groups that had
+    nothing to teach, and `resampled` counts the further prompts that were drawn for it; the load is that
+    of the first round.
+    """
+
+    groups: tuple[RolloutGroup, ...]
+    generate_s: float
+    judge_s: float
+    load_metrics: Mapping[str, float] = field(default_factory=dict)
+    replaced: tuple[RolloutGroup, ...] = ()
+    resampled: int = 0
+
+    @property
+    def sampled(self) -> tuple[RolloutGroup, ...]:
+        """All that the policy was asked for: metrics of these are not biased by what was replaced."""
+        return self.groups + self.replaced
+
+
+@dataclass(frozen=True, slots=True)
+class Collector:
+    """What collecting needs: where completions and judgments come from, and how they are rewarded."""
+
+    rollouts: RolloutPool
+    panel: JudgePanel
+    perspectives: Mapping[str, Perspective]
+    rewards: RewardConfig
+    score_maps: Mapping[str, ScoreMap] = field(default_factory=dict)
+
+    def collect(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        num_completions: int,
+        step: int,
+        purpose: str = "train",
+        report: Report = silent,
+    ) -> Collected:
+        """Sample and judge `num_completions` of each prompt; `report` hears the phase, done and total."""
+        start = time.monotonic()
+        scenarios = {prompt.scenario.scenario_id: prompt.scenario for prompt in prompts}
+        wanted = len(prompts) * num_completions
+        answers: dict[ItemKey, tuple[Completion, Sections]] = {}
+        stream = self.rollouts.sample(prompts, num_completions=num_completions, step=step, purpose=purpose)
+        report("generate", 0, wanted)
+        for completion in stream:
+            sections = split_sections(completion.text)
+            key = completion.scenario_id, completion.index
+            answers[key] = completion, sections
+            self.panel.submit(key, scenarios[completion.scenario_id], sections)
+            report("generate", len(answers), wanted)
+        if len(answers) != wanted:
+            raise RunError(f"The rollout engines gave {len(answers)} of {wanted} completions in step {step}.")
+        generated, sampled_at = time.monotonic(), time.time()
+        report("judge", 0, wanted)
+        judged = self.panel.collect()
+        rollouts = [
+            [self._rollout(*answers[key], judged.judgments[key]) for key in _keys(prompt, num_completions)]
+            for prompt in prompts
+        ]
+        groups = make_groups(prompts, rollouts, self.rewards)
+        judge_s = time.monotonic() - generated
+        return Collected(groups, generated - start, judge_s, load_metrics(judged.loads, sampled_at))
+
+    def collect_varied(
+        self,
+        draw: Draw,
+        *,
+        num_prompts: int,
+        max_resamples: int,
+        num_completions: int,
+        step: int,
+        report: Report = silent,
+    ) -> Collected:
+        """`collect` for training, with DAPO's dynamic sampling (arXiv 2503.14476, section 3.2), bounded.
+
+        Groups whose advantages are all zero are replaced by those of further prompts, in at most
+        `max_resamples` rounds; what is still flat then stays.
+        """
+
+        def collect(prompts: Sequence[Prompt]) -> Collected:
+            return self.collect(prompts, num_completions=num_completions, step=step, report=report)
+
+        found = collect(draw(num_prompts))
+        groups, replaced, resampled = list(found.groups), [], 0
+        generate_s, judge_s = found.generate_s, found.judge_s
+        for _ in range(max_resamples):
+            flat = [place for place, group in enumerate(groups) if group.zero_variance]
+            prompts = draw(len(flat)) if flat else ()
+            if not prompts:
+                break
+            further = collect(prompts)
+            resampled += len(prompts)
+            generate_s, judge_s = generate_s + further.generate_s, judge_s + further.judge_s
+            varied = [group for group in further.groups if not group.zero_variance]
+            replaced += [group for group in further.groups if group.zero_variance]
+            for place, group in zip(flat, varied, strict=False):  # what finds no substitute stays
+                replaced.append(groups[place])
+                groups[place] = group
+        if resampled:  # advantages may depend on the whole step, which is another one now
+            groups = make_groups([g.prompt for g in groups], [g.rollouts for g in groups], self.rewards)
+        return replace(
+            found,
+            groups=tuple(groups),
+            generate_s=generate_s,
+            judge_s=judge_s,
+            replaced=tuple(replaced),
+            resampled=resampled,
+        )
+
+    def _rollout(
+        self, completion: Completion, sections: Sections, judgments: Mapping[str, Judgment]
+    ) -> Rollout:
+        tokens, truncated = len(completion.token_ids), completion.truncated
+        reward, masked_because = reward_of(
+            judgments, self.perspectives, tokens, self.rewards, self.score_maps, truncated
+        )
+        return Rollout(completion, sections, judgments, reward, masked_because)
+
+
+def make_groups(
+    prompts: Sequence[Prompt], rollouts: Sequence[Sequence[Rollout]], config: RewardConfig
+) -> tuple[RolloutGroup, ...]:
+    """Groups with their advantages, which may depend on all of them: none is a number when a reward is not
+    finite, which `check_finite` tells of."""
+    rewards = [[rollout.reward for rollout in group] for group in rollouts]
+    if all(math.isfinite(reward.value) for group in rewards for reward in group if reward):
+        advantages = advantages_of(rewards, config)
+    else:
+        advantages = [(math.nan,) * len(group) for group in rewards]
+    return tuple(
+        RolloutGroup(prompt, tuple(group), tuple(values))
+        for prompt, group, values in zip(prompts, rollouts, advantages, strict=True)
+    )
+
+
+def check_finite(groups: Sequence[RolloutGroup]) -> None:
+    """Raise `NotFiniteError`, which names the rollout, for a reward or an advantage that is not finite."""
+    named = [
+        *(("reward", r.completion, r.reward.value) for group in groups for r in group.rollouts if r.reward),
+        *(
+            ("advantage", rollout.completion, advantage)
+            for group in groups
+            for rollout, advantage in zip(group.rollouts, group.advantages, strict=True)
+        ),
+    ]
+    for kind, completion, value in named:
+        if not math.isfinite(value):
+            raise NotFiniteError(
+                f"The {kind} of {_name_of(completion)} must be finite, found {value}: look at what its "
+                "judges scored, and at the section rewards."
+            )
+
+
+def _name_of(completion: Completion) -> str:
+    """How a message names a rollout: as it is found in the sample files."""
+    scenario, version = completion.scenario_id, completion.version
+    return f"completion {completion.index} of scenario {scenario} (policy version {version})"
+
+
+def _keys(prompt: Prompt, num_completions: int) -> list[ItemKey]:
+    return [(prompt.scenario.scenario_id, index) for index in range(num_completions)]

@@ -1,0 +1,238 @@
+"""Scoring modes: how a question is put to a judge, and how its answers become a reading.
+
+    expected   the probabilities of the numbers right after a fixed opening; one token, no words
+    reasoned   a reason of bounded length first, then the probabilities of the numbers
+    sampled    several answers, their mean and their spread
+
+A mode is a generator: it yields asks, is sent their answers (same order) and returns a `Reading`; or
+it raises `ScoreError` (the judge answered, but not with a score) or `AskRefusedError` (there was no
+answer). It does not know who answers. A judge actor advances the modes of many questions together,
+so that each round is one batch for the engine.
+
+`begin` picks the mode. A *continuing* engine can go on from a given beginning of the judge's turn and
+tell the probabilities of numbers (in-cluster vLLM); the others are asked in a chat and answer in words.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+from statistics import fmean, pstdev
+from typing import TypeVar
+
+from perm_ray.config.judges import ScoringConfig
+from perm_ray.judges.asking import (
+    Answer,
+    Ask,
+    Question,
+    Refused,
+    Scale,
+    TextAnswer,
+    TextAsk,
+    ValueAnswer,
+    ValueAsk,
+)
+from perm_ray.judges.parsing import parse_criteria_text, parse_score
+from perm_ray.judges.scoring import (
+    Reading,
+    ScoreError,
+    criteria_lines,
+    criteria_regex,
+    entropy,
+    expected_score,
+    number_regex,
+    sum_of_criteria,
+)
+from perm_ray.types import Message
+
+Steps = Generator[Sequence[Ask], Sequence[Answer], Reading]
+
+FORM_TOKENS = 8  # what an answer in words may have around its lines
+_REASON = "Reason: "
+_REASON_REGEX = r"[^\n]{12,}"  # one line; where it ends is the judge's choice or the token limit's
+_A = TypeVar("_A", ValueAnswer, TextAnswer)
+
+
+class AskRefusedError(Exception):
+    """The engine gave no answer; the message says why."""
+
+
+def begin(question: Question, scoring: ScoringConfig, *, continuing: bool, seed: int = 0) -> Steps:
+    """The generator of `scoring.mode` for `question`; `seed` makes its samples repeatable."""
+    if scoring.mode == "expected":
+        return expected(question, scoring)
+    if scoring.mode == "sampled":
+        return sampled(question, scoring, continuing, seed)
+    return reasoned(question, scoring) if continuing else written(question, scoring, seed)
+
+
+def expected(question: Question, scoring: ScoringConfig) -> Steps:
+    """Expectation over the judge's own probabilities, right after the question's opening."""
+    answers = yield value_asks(question, question.opening)
+    return _expectation(question, answers, scoring.min_mass)
+
+
+def reasoned(question: Question, scoring: ScoringConfig) -> Steps:
+    """A reason in the judge's words, then the expectation given that reason."""
+    ask = TextAsk(question.messages, _REASON, scoring.max_reason_tokens, regex=_REASON_REGEX)
+    reason = _only(TextAnswer, (yield [ask])).text.strip()
+    answers = yield value_asks(question, f"{_REASON}{reason}\n\n{question.opening}")
+    return replace(_expectation(question, answers, scoring.min_mass), reason=reason)
+
+
+def sampled(question: Question, scoring: ScoringConfig, continuing: bool, seed: int) -> Steps:
+    """The mean of several sampled answers and their standard deviation.
+
+    Samples that are no score are left out: `mass` is the share that is one.
+    """
+    ask = _number_ask(question) if continuing else _chat_ask(question, scoring, with_reason=False)
+    asks = [
+        replace(ask, temperature=scoring.temperature, seed=seed + sample)
+        for sample in range(scoring.num_samples)
+    ]
+    answers = yield asks
+    texts = [answer.text for answer in answers if isinstance(answer, TextAnswer)]
+    if not texts:
+        raise AskRefusedError(_first_refusal(answers))
+    readings: list[Reading] = []
+    why = ""
+    for text in texts:
+        try:
+            readings.append(_read_text(question, text, continuing))
+        except ScoreError as error:
+            why = error.reason
+    mass = len(readings) / len(answers)
+    if not readings or mass < scoring.min_mass:
+        raise ScoreError(f"{len(readings)} of {len(answers)} samples hold a score: {why}", mass)
+    return _mean_reading(readings, question.score_scale, mass)
+
+
+def written(question: Question, scoring: ScoringConfig, seed: int) -> Steps:
+    """One answer in words, a reason and a score, read by the strict parser."""
+    ask = replace(_chat_ask(question, scoring, with_reason=True), seed=seed)
+    answer = _only(TextAnswer, (yield [ask]))
+    reading = _read_text(question, answer.text, continuing=False)
+    return replace(reading, reason=answer.text.strip())
+
+
+def answer_tokens(question: Question, scoring: ScoringConfig) -> int:
+    """Room that the judge's turn needs after the question's opening, at most."""
+    reason = scoring.max_reason_tokens + FORM_TOKENS if scoring.mode == "reasoned" else 0
+    return reason + _longest_answer(question, criteria_lines(question.criteria))
+
+
+def _longest_answer(question: Question, labels: Sequence[str]) -> int:
+    """A bound on the tokens of the numbers and their labels: a token is a character at least."""
+    number = len(str(question.scale.high)) + 1  # and the end of its line
+    return sum(len(label) + number for label in labels or [""])
+
+
+# ---- asks ------------------------------------------------------------------------------------
+
+
+def value_asks(question: Question, opening: str) -> list[ValueAsk]:
+    """One ask for a score; for criteria one each, put side by side so that no number pulls at the next."""
+    prefixes = [f"{opening}{label}" for label in criteria_lines(question.criteria)] or [opening]
+    return [ValueAsk(question.messages, prefix, question.scale.values) for prefix in prefixes]
+
+
+def _number_ask(question: Question) -> TextAsk:
+    """Have the numbers written after the opening, under a regular expression."""
+    if not question.criteria:
+        room = _longest_answer(question, [])
+        return TextAsk(question.messages, question.opening, room, number_regex(question.scale))
+    labels = criteria_lines(question.criteria)
+    room = _longest_answer(question, labels)
+    regex = criteria_regex(question.criteria, question.scale)
+    return TextAsk(question.messages, question.opening + labels[0], room, regex)
+
+
+def _chat_ask(question: Question, scoring: ScoringConfig, with_reason: bool) -> TextAsk:
+    """Ask in words for an answer in a form: for engines that cannot continue a given beginning."""
+    low, high = question.scale.low, question.scale.high
+    number = f"<whole number, {low} to {high}>"
+    labels = criteria_lines(question.criteria) or ["Score: "]
+    form = [f"{_REASON}<one or two sentences>"] if with_reason else []
+    form += [f"{label}{number}" for label in labels]
+    *before, last = question.messages
+    request = "Answer in this form and write nothing else:\n" + "\n".join(form)
+    messages = (*before, Message(last.role, f"{last.content}\n\n{request}"))
+    values = "|".join(map(str, reversed(question.scale.values)))
+    lines = [f"{label}({values})" for label in labels]
+    return TextAsk(
+        messages,
+        prefix="",
+        max_tokens=_longest_answer(question, labels)
+        + FORM_TOKENS
+        + (scoring.max_reason_tokens if with_reason else 0),
+        regex="\n".join([f"{_REASON}[^\n]+", *lines] if with_reason else lines),
+        json_schema=_json_schema(question, with_reason),
+        temperature=scoring.temperature,
+    )
+
+
+def _json_schema(question: Question, with_reason: bool) -> dict[str, object]:
+    number = {"type": "integer", "minimum": question.scale.low, "maximum": question.scale.high}
+    properties: dict[str, object] = {"reason": {"type": "string"}} if with_reason else {}
+    properties |= dict.fromkeys(question.criteria or ("score",), number)
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+# ---- answers ---------------------------------------------------------------------------------
+
+
+def _only(kind: type[_A], answers: Sequence[Answer]) -> _A:
+    (answer,) = _all(kind, answers)
+    return answer
+
+
+def _all(kind: type[_A], answers: Sequence[Answer]) -> list[_A]:
+    found = [answer for answer in answers if isinstance(answer, kind)]
+    if len(found) != len(answers):
+        raise AskRefusedError(_first_refusal(answers))
+    return found
+
+
+def _first_refusal(answers: Sequence[Answer]) -> str:
+    return next(answer.reason for answer in answers if isinstance(answer, Refused))
+
+
+def _expectation(question: Question, answers: Sequence[Answer], min_mass: float) -> Reading:
+    readings = [
+        expected_score(answer.logprobs, question.scale, min_mass) for answer in _all(ValueAnswer, answers)
+    ]
+    if not question.criteria:
+        return readings[0]
+    return sum_of_criteria(dict(zip(question.criteria, readings, strict=True)))
+
+
+def _read_text(question: Question, text: str, continuing: bool) -> Reading:
+    """A reading of an answer in words. `continuing`: the text follows the opening it was given."""
+    if not question.criteria:
+        score = float(parse_score(text, question.scale))
+        return Reading(score, sampled=score)
+    if continuing:
+        text = criteria_lines(question.criteria)[0] + text
+    points = parse_criteria_text(text, question.criteria, question.scale)
+    total = math.fsum(points.values())
+    return Reading(total, sampled=total, criteria={name: float(value) for name, value in points.items()})
+
+
+def _mean_reading(readings: Sequence[Reading], scale: Scale, mass: float) -> Reading:
+    scores = [reading.score for reading in readings]
+    distribution = tuple(scores.count(value) / len(scores) for value in scale.values)
+    names = readings[0].criteria
+    return Reading(
+        score=fmean(scores),
+        mass=mass,
+        distribution=distribution,
+        entropy=entropy(distribution),
+        spread=pstdev(scores),
+        criteria={name: fmean(reading.criteria[name] for reading in readings) for name in names},
+    )

@@ -1,0 +1,305 @@
+"""A client of one OpenAI-compatible endpoint, for judges that live elsewhere.
+
+One layer of retries, ours: what may be better the next time is tried again with growing, jittered
+pauses (or the server's own `Retry-After`), within a bound for the whole call. What cannot be mended by
+asking again raises at once. The key is read from the environment and is in no message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections import Counter
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from perm_ray.config.judges import JudgeEndpointConfig
+from perm_ray.errors import ConfigError
+from perm_ray.models.endpoint_errors import WORTH_ANOTHER_TRY, Cause, EndpointError, explained
+from perm_ray.models.rate_limits import AdaptiveConcurrency, CircuitBreaker, Clock, RealClock, TokenBucket
+from perm_ray.types import NO_TOKENS, Message, TokenUsage
+
+if TYPE_CHECKING:
+    import httpx2
+    from openai.types.chat import ChatCompletion
+
+CHARS_PER_TOKEN = 3  # a cautious guess, until the server says what a request took
+CHECK_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointReply:
+    """What the endpoint answered. `top_logprobs` has, for each token where they were asked for, the
+    natural-log probabilities of the likeliest tokens by their text; `cut` when it ran out of tokens."""
+
+    text: str
+    cut: bool
+    tokens: TokenUsage
+    tries: int
+    top_logprobs: tuple[Mapping[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointStats:
+    """What a client has seen: requests by what became of them, its concurrency and its breaker now."""
+
+    ok: int
+    failures: Mapping[str, int]
+    concurrency: int
+    breaker: str
+
+
+class Endpoint:
+    """Made where it is used (in a judge's actor), within a running event loop."""
+
+    def __init__(
+        self,
+        name: str,
+        config: JudgeEndpointConfig,
+        *,
+        seed: int = 0,
+        clock: Clock | None = None,
+        transport: httpx2.AsyncBaseTransport | None = None,
+    ) -> None:
+        import httpx2
+        from openai import AsyncOpenAI
+
+        self._name = name
+        self._config = config
+        self._clock = clock or RealClock()
+        self._random = random.Random(seed)
+        self._key = _key(name, config)
+        self._client = AsyncOpenAI(
+            base_url=config.base_url,
+            api_key=self._key or "none",
+            max_retries=0,  # the retries are here
+            timeout=config.timeout_s,
+            http_client=httpx2.AsyncClient(
+                transport=transport,
+                timeout=config.timeout_s,
+                limits=httpx2.Limits(max_connections=config.max_concurrency),
+            ),
+        )
+        # The library takes these from the environment and would send them to whatever address.
+        self._client.organization = self._client.project = None
+        self._requests = TokenBucket(config.rpm, self._clock)
+        self._tokens = TokenBucket(config.tpm, self._clock)
+        self._concurrency = AdaptiveConcurrency(config.max_concurrency)
+        self._breaker = CircuitBreaker(config.breaker_failures, config.breaker_cooldown_s, self._clock)
+        self._ok = 0
+        self._failures: Counter[str] = Counter()
+
+    @property
+    def stats(self) -> EndpointStats:
+        return EndpointStats(self._ok, dict(self._failures), self._concurrency.limit, self._breaker.state)
+
+    async def check(self) -> None:
+        """Ask for the list of models, and for one token when that does not name ours: a wrong address, key
+        or model should end a run before it begins. Raises `ConfigError`, within `CHECK_TIMEOUT_S`."""
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT_S):
+                if not await self._lists_its_model():  # many do not, and answer all the same
+                    await self.chat([Message("user", "Say yes.")], max_tokens=1)
+        except TimeoutError:
+            message = f"{self._name} gave no answer within {CHECK_TIMEOUT_S:g} s"
+            raise self._unfit(EndpointError(Cause.TIMEOUT, message)) from None
+        except EndpointError as error:
+            if error.cause != Cause.RATE_LIMITED:  # it is there, and busy
+                raise self._unfit(error) from None
+
+    async def _lists_its_model(self) -> bool:
+        from openai import APIStatusError
+
+        try:
+            models = await self._client.models.list()
+            return any(model.id == self._config.model for model in models.data)
+        except Exception as error:  # fault boundary: as in `_request`
+            found = self._explained(error)
+            absent = isinstance(error, APIStatusError) and error.status_code in (404, 405, 501)
+            if absent or found.cause == Cause.MALFORMED:
+                return False
+            raise found from None
+
+    def _unfit(self, error: EndpointError) -> ConfigError:
+        return ConfigError(
+            f"judges.endpoints.{self._name} must be an endpoint that answers, found {error}: mend its "
+            "base_url, model or api_key_env, or start it."
+        )
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        regex: str | None = None,
+        json_schema: Mapping[str, object] | None = None,
+        top_logprobs: int = 0,
+    ) -> EndpointReply:
+        """One answer to `messages`. Raises `EndpointError`.
+
+        No longer than the configuration's `longest_call_s`, waiting for its turn included. `regex` and
+        `json_schema` are sent if the endpoint's `structured` says that it knows them.
+        """
+        body = self._body(messages, max_tokens, temperature, seed, regex, json_schema, top_logprobs)
+        estimate = max_tokens + sum(len(message.content) for message in messages) / CHARS_PER_TOKEN
+        deadline = self._clock.now() + self._config.longest_call_s
+        for attempt in range(1, self._config.max_retries + 2):
+            try:
+                return await self._try(body, estimate, deadline, attempt)
+            except EndpointError as error:
+                pause = error.retry_after_s
+                if pause is None:
+                    pause = self._random.uniform(0.5, 1.0) * 2 ** (attempt - 1)
+                last = attempt > self._config.max_retries
+                left = deadline - self._clock.now()
+                if last or error.cause not in WORTH_ANOTHER_TRY or pause > left:
+                    raise
+                await self._clock.sleep(pause)
+        raise AssertionError("the last try returns or raises")
+
+    async def _try(
+        self, body: Mapping[str, Any], estimate: float, deadline: float, attempt: int
+    ) -> EndpointReply:
+        """One request, in its turn."""
+        try:
+            self._unless_open()
+            async with self._concurrency.place(self._left(deadline)) as round_:
+                await self._allowance(estimate, deadline)
+                reply = await self._watched(self._request(body, deadline, attempt), round_)
+        except TimeoutError:  # of the place: a request's own is an EndpointError by now
+            self._failures[Cause.TIMEOUT] += 1
+            raise EndpointError(Cause.TIMEOUT, f"{self._name} had no free place in all its time") from None
+        except EndpointError as error:
+            self._failures[error.cause] += 1
+            raise
+        self._ok += 1
+        if reply.tokens != NO_TOKENS:  # some endpoints do not say
+            self._tokens.give_back(estimate - reply.tokens.prompt - reply.tokens.completion)
+        return reply
+
+    async def _watched(self, request: Awaitable[EndpointReply], round_: int) -> EndpointReply:
+        """Make a request; what becomes of it moves the breaker and the concurrency."""
+        trial = self._breaker.begin()
+        try:
+            reply = await request
+        except asyncio.CancelledError:
+            self._breaker.undecided(trial)
+            raise
+        except EndpointError as error:
+            if error.cause in (Cause.TIMEOUT, Cause.SERVER_ERROR, Cause.RATE_LIMITED):
+                self._concurrency.trouble(round_)
+            if error.cause in (Cause.TIMEOUT, Cause.SERVER_ERROR, Cause.CONNECTION, Cause.MALFORMED):
+                self._breaker.failed(trial)
+            else:
+                self._breaker.undecided(trial)
+            raise
+        self._breaker.succeeded(trial)
+        self._concurrency.went_well()
+        return reply
+
+    async def _request(self, body: Mapping[str, Any], deadline: float, attempt: int) -> EndpointReply:
+        try:
+            async with asyncio.timeout(min(self._config.timeout_s, self._left(deadline))):
+                return _reply(await self._client.chat.completions.create(**body), attempt)
+        except Exception as error:  # fault boundary: the library's errors and the network's become ours
+            raise self._explained(error) from None
+
+    def _unless_open(self) -> None:
+        if self._breaker.state == "open":
+            raise EndpointError(Cause.CIRCUIT_OPEN, f"{self._name} only failed of late")
+
+    async def _allowance(self, estimate: float, deadline: float) -> None:
+        """Wait until `rpm` and `tpm` allow a request of about `estimate` tokens."""
+        wait = max(self._requests.take(1), self._tokens.take(estimate))
+        try:
+            if wait > self._left(deadline):
+                raise EndpointError(Cause.TIMEOUT, f"{self._name} allows no request for {wait:.0f} s more")
+            if wait > 0:
+                await self._clock.sleep(wait)
+            self._unless_open()
+        except (EndpointError, asyncio.CancelledError):  # nothing is sent
+            self._requests.give_back(1)
+            self._tokens.give_back(estimate)
+            raise
+
+    def _left(self, deadline: float) -> float:
+        return max(0.0, deadline - self._clock.now())
+
+    def _explained(self, error: Exception) -> EndpointError:
+        return explained(error, self._name, self._config, self._key)
+
+    def _body(
+        self,
+        messages: Sequence[Message],
+        max_tokens: int,
+        temperature: float,
+        seed: int | None,
+        regex: str | None,
+        json_schema: Mapping[str, object] | None,
+        top_logprobs: int,
+    ) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "model": self._config.model,
+            "messages": [{"role": message.role, "content": message.content} for message in messages],
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+        }
+        if seed is not None:
+            body["seed"] = seed
+        if top_logprobs:
+            body |= {"logprobs": True, "top_logprobs": top_logprobs}
+        if json_schema and self._config.structured == "json_schema":
+            schema = {"name": "judgment", "strict": True, "schema": dict(json_schema)}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+        if regex and self._config.structured == "regex":
+            body["extra_body"] = {"structured_outputs": {"regex": regex}}
+        return body
+
+
+def _key(name: str, config: JudgeEndpointConfig) -> str | None:
+    """The key from the environment; without the line's end that comes with reading it from a file."""
+    if config.api_key_env is None:
+        return None
+    key = os.environ.get(config.api_key_env, "").strip()
+    expected = f"judges.endpoints.{name}.api_key_env must name an environment variable that holds the key"
+    if not key:
+        raise ConfigError(
+            f"{expected}, found {config.api_key_env}, which is not set where the judge runs: export it."
+        )
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(
+            f"{expected}, found {config.api_key_env} with characters that no key has: export it again."
+        )
+    return key
+
+
+def _reply(answer: ChatCompletion, attempt: int) -> EndpointReply:
+    """The parts of an answer that we use; any that is missing raises, and is `malformed`."""
+    choices = getattr(answer, "choices", None)
+    if not isinstance(choices, list) or not choices:
+        raise ValueError("it has no choices")
+    text = choices[0].message.content
+    if not isinstance(text, str):
+        raise ValueError("its message has no text")
+    usage = answer.usage
+    tokens = TokenUsage(
+        prompt=_count(usage, "prompt_tokens"),
+        cached=_count(usage and usage.prompt_tokens_details, "cached_tokens"),
+        completion=_count(usage, "completion_tokens"),
+    )
+    listed = (choices[0].logprobs.content or []) if choices[0].logprobs else []
+    top = tuple({str(each.token): float(each.logprob) for each in token.top_logprobs} for token in listed)
+    return EndpointReply(text, choices[0].finish_reason == "length", tokens, attempt, top)
+
+
+def _count(usage: object, field: str) -> int:
+    """What an endpoint says that it counted: the library does not check what it is."""
+    value = getattr(usage, field, None)
+    return value if isinstance(value, int) and value >= 0 else 0

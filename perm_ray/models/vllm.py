@@ -1,0 +1,291 @@
+"""One vLLM engine inside this process, stepped by a thread of its own.
+
+Rollout actors and judge engines are both built on it. The caller's side is asyncio: `generate` yields
+each answer the moment it finishes; `control` runs a function on the engine thread between two steps
+(weight updates, cache resets), so that nothing else touches the engine meanwhile.
+
+All requests of one `generate` call enter the engine together, before its next step. With
+`exclusive=True` calls also take turns and each starts with an empty prefix cache: then an answer
+depends on its own call alone, never on what else happened to be running, and a run can be repeated
+bit for bit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import queue
+import sys
+import threading
+import traceback
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from perm_ray.config.engines import EngineConfig
+from perm_ray.errors import ModelError, RunError
+from perm_ray.types import FinishReason
+
+if TYPE_CHECKING:
+    from vllm import RequestOutput
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """What to sample after `prompt_ids`.
+
+    `candidate_ids` are tokens whose log-probabilities are wanted at every position; `regex` constrains
+    the answer; `seed` makes the sample depend on nothing but the logits.
+    """
+
+    prompt_ids: tuple[int, ...]
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
+    candidate_ids: tuple[int, ...] = ()
+    regex: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One finished answer. `logprobs` has one natural-log probability per token; `candidate_logprobs`
+    those of the requested candidates at the first position; `version` the weights' version;
+    `cached_tokens` how many of the prompt's tokens were in the prefix cache."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: FinishReason
+    version: int
+    candidate_logprobs: Mapping[int, float] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+
+
+def engine_env(config: EngineConfig) -> dict[str, str]:
+    """Environment of a process that will hold an engine; libraries read it when they are imported."""
+    env = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+    }
+    if config.num_gpus == 0:
+        # One thread an engine: two engines with two threads each are eight times slower (STACK.md).
+        env |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    return env
+
+
+def engine_kwargs(model_dir: Path, config: EngineConfig, seed: int, receives_weights: bool) -> dict[str, Any]:
+    """vLLM's `EngineArgs` for `config`; what differs between CPU and GPU is decided here alone."""
+    kwargs: dict[str, Any] = {
+        "model": str(model_dir),
+        "dtype": config.dtype,
+        "seed": seed,
+        "max_model_len": config.max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        # A per-request seed and a prefill cut in two kill vLLM 0.32's CPU sampler.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(config.max_model_len, 2048),
+        "enable_prefix_caching": config.prefix_caching,
+        "disable_log_stats": True,
+        "trust_remote_code": False,
+    }
+    if config.num_gpus == 0:
+        kwargs |= {
+            "enforce_eager": True,
+            "block_size": 32,
+            "distributed_executor_backend": "uni",
+            "kv_cache_memory_bytes": int((config.kv_cache_gb or 0.5) * 2**30),
+        }
+    else:
+        kwargs |= {
+            "enforce_eager": config.enforce_eager,
+            "tensor_parallel_size": config.tensor_parallel_size,
+            "gpu_memory_utilization": config.gpu_memory_utilization,
+        }
+        if config.kv_cache_gb is not None:
+            kwargs["kv_cache_memory_bytes"] = int(config.kv_cache_gb * 2**30)
+    if receives_weights:
+        from vllm.config import WeightTransferConfig
+
+        kwargs["weight_transfer_config"] = WeightTransferConfig(
+            backend="gloo" if config.num_gpus == 0 else "nccl"
+        )
+        kwargs["worker_extension_cls"] = "perm_ray.models.transfer.WorkerExtension"
+    return kwargs
+
+
+class VLLMEngine:
+    """An engine that holds `model_dir`; see the module's docstring for how calls share it."""
+
+    def __init__(
+        self,
+        model_dir: Path,
+        config: EngineConfig,
+        *,
+        seed: int = 0,
+        receives_weights: bool = False,
+        exclusive: bool = False,
+    ) -> None:
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        args = EngineArgs(**engine_kwargs(model_dir, config, seed, receives_weights))
+        try:  # fault boundary: vLLM says why in many ways, none of them one sentence
+            self._engine: Any = LLMEngine.from_engine_args(args)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:600]
+            raise ModelError(f"vLLM cannot serve {model_dir}: {type(error).__name__}: {reason}") from error
+        self._engine.set_weight_version("0")
+        self._turn = asyncio.Lock() if exclusive else None
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._listeners: dict[str, Callable[[RequestOutput], None]] = {}
+        self._ids = itertools.count()
+        threading.Thread(target=self._serve, name="vllm-engine", daemon=True).start()
+
+    async def generate(
+        self, requests: Sequence[GenerationRequest], started: Callable[[], None] = lambda: None
+    ) -> AsyncIterator[tuple[int, Generation]]:
+        """Yield `(index of the request, its answer)` in the order in which they finish.
+
+        `started` is called when the engine begins with them: an exclusive engine may have been busy.
+        """
+        if self._turn is None:
+            started()
+            async for item in self._generate(requests):
+                yield item
+            return
+        async with self._turn:
+            started()
+            if not await self.control(lambda engine: engine.reset_prefix_cache()):
+                raise RunError("An exclusive engine still had requests of an earlier call.")
+            async for item in self._generate(requests):
+                yield item
+
+    async def control(self, function: Callable[[Any], T]) -> T:
+        """Run `function(LLMEngine)` on the engine thread, between two of its steps."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def run() -> None:
+            # Fault boundary: whatever the function raises belongs to its caller, not to the engine.
+            try:
+                result = function(self._engine)
+            except Exception as error:
+                loop.call_soon_threadsafe(_settle, future, None, error)
+            else:
+                loop.call_soon_threadsafe(_settle, future, result, None)
+
+        self._inbox.put(run)
+        return await future
+
+    async def _generate(self, requests: Sequence[GenerationRequest]) -> AsyncIterator[tuple[int, Generation]]:
+        loop = asyncio.get_running_loop()
+        finished: asyncio.Queue[tuple[int, RequestOutput]] = asyncio.Queue()
+        names = [str(next(self._ids)) for _ in requests]
+
+        def tell(index: int, output: RequestOutput) -> None:
+            loop.call_soon_threadsafe(finished.put_nowait, (index, output))
+
+        def add(engine: Any) -> None:
+            for index, (name, request) in enumerate(zip(names, requests, strict=True)):
+                engine_id = engine.add_request(
+                    name, {"prompt_token_ids": list(request.prompt_ids)}, _sampling_params(request)
+                )
+                self._listeners[_external(engine_id)] = partial(tell, index)
+
+        try:
+            await self.control(add)
+            for _ in requests:
+                index, output = await finished.get()
+                yield index, _generation(output, requests[index])
+        finally:
+            if any(name in self._listeners for name in names):  # the caller went away, or one failed
+                self._inbox.put(lambda: self._drop(names))
+
+    def _drop(self, names: Sequence[str]) -> None:
+        waiting = [name for name in names if self._listeners.pop(name, None) is not None]
+        self._engine.abort_request(waiting)
+
+    def _serve(self) -> None:
+        """The engine thread: run what was sent, step while there is work, hand out what finished."""
+        try:
+            while True:
+                if not self._engine.has_unfinished_requests():
+                    self._inbox.get()()
+                while not self._inbox.empty():
+                    self._inbox.get()()
+                for output in self._engine.step() if self._engine.has_unfinished_requests() else ():
+                    if output.finished:
+                        self._listeners.pop(_external(output.request_id), lambda _: None)(output)
+        except BaseException:
+            # Fault boundary: an engine that broke is of no use, and an actor around it would only hang
+            # its callers. With the process gone they learn of it at once, and it can be replaced.
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
+
+
+def _settle(future: asyncio.Future, result: Any, error: Exception | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
+
+
+def _external(request_id: str) -> str:
+    """vLLM appends a random suffix (`-xxxxxxxx`) to the ids it is given."""
+    return request_id.split("-", 1)[0]
+
+
+def _sampling_params(request: GenerationRequest) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+    return SamplingParams(
+        max_tokens=request.max_tokens,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        seed=request.seed,
+        logprobs=None if request.candidate_ids else 0,
+        logprob_token_ids=list(request.candidate_ids) or None,
+        structured_outputs=StructuredOutputsParams(regex=request.regex) if request.regex else None,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        detokenize=False,
+    )
+
+
+def _generation(output: RequestOutput, request: GenerationRequest) -> Generation:
+    answer = output.outputs[0]
+    positions: Any = answer.logprobs or []
+    versions = {span.version for span in answer.weight_versions or []}
+    if len(versions) > 1:
+        raise RunError(f"One completion was sampled by several policy versions: {sorted(versions)}.")
+    first = positions[0] if positions else {}
+    return Generation(
+        token_ids=tuple(answer.token_ids),
+        logprobs=tuple(
+            position[token].logprob for position, token in zip(positions, answer.token_ids, strict=True)
+        ),
+        finish_reason=FinishReason(answer.finish_reason or "abort"),
+        version=int(versions.pop()) if versions else 0,
+        candidate_logprobs={token: first[token].logprob for token in request.candidate_ids if token in first},
+        prompt_tokens=len(request.prompt_ids),
+        cached_tokens=output.num_cached_tokens or 0,
+    )
+
+
+def check_prompt_fits(config: EngineConfig, prompt_tokens: int, max_tokens: int, role: str) -> None:
+    """Refuse what vLLM would silently cut. Raises `ModelError`."""
+    if prompt_tokens + max_tokens > config.max_model_len:
+        raise ModelError(
+            f"{role}: a prompt of {prompt_tokens} tokens and {max_tokens} to sample exceed the engine's "
+            f"max_model_len of {config.max_model_len}: raise it or shorten the prompt."
+        )

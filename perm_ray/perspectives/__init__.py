@@ -1,1 +1,0 @@
-"""The four perspectives: what each reads, asks and how its answer becomes a score."""

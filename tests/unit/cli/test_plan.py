@@ -1,0 +1,291 @@
+"""`perm-ray plan` as a person meets it: the project's configurations, their comments, refusals, the file."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from perm_ray.cli import CONFIGS
+from perm_ray.cli.plan import run
+from perm_ray.cluster.planning.memory import GB, rank_memory
+from perm_ray.cluster.planning.plan import Machine, Plan, make_plan, plan_lines, term_sizes
+from perm_ray.cluster.planning.shapes import PUBLISHED
+from perm_ray.config.load import load_config
+from perm_ray.errors import ConfigError, UserError
+
+ON_GPUS = ("qwen2.5-7b.yaml", "qwen2.5-32b-two-nodes.yaml")
+SEVEN, THIRTY_TWO = (str(CONFIGS / name) for name in ON_GPUS)
+
+
+def planned(name: str, *overrides: str, machine: Machine | None = None) -> Plan:
+    return make_plan(load_config(CONFIGS / name, overrides), machine or Machine(), {})
+
+
+# ---- the configurations that come with the project ------------------------------------------
+
+
+@pytest.mark.parametrize("name", ON_GPUS)
+def test_a_gpu_configuration_fits_and_its_comments_are_what_plan_computes(name: str) -> None:
+    plan = planned(name)
+    assert plan.problems == ()
+    text = (CONFIGS / name).read_text()
+    assert "NOT RUN on a GPU by this project" in text
+    written = [line.removeprefix("# plan: ") for line in text.splitlines() if line.startswith("# plan: ")]
+    assert written == plan_lines(plan)
+
+
+@pytest.mark.parametrize("name", ON_GPUS)
+def test_the_arithmetic_written_out_in_a_comment_is_right(name: str) -> None:
+    text = (CONFIGS / name).read_text()
+    size = PUBLISHED[load_config(CONFIGS / name).policy.model].parameters
+    formulas = {
+        "2 P": 2 * size,
+        "(4 + 8) P / 4 ranks": 12 * size / 4,
+        "(2 + 4) P / 4 ranks": 6 * size / 4,
+        "(2 + 12 + 6) P / 8": 20 * size / 8,
+        "2 P / 8 ranks": 2 * size / 8,
+        "2 P / 2 GPUs": 2 * size / 2,
+    }
+    told = re.findall(r"([(\d][^=,\n]*?)\s+= ([\d.]+) GB", text)
+    assert len(told) >= 4
+    for formula, written in told:
+        assert f"{formulas[formula] / GB:.1f}" == written, formula
+    (parameters,) = re.findall(r"P = ([\d.]+e\d+)", text)
+    assert float(parameters) == pytest.approx(size, rel=0.001)
+
+
+def test_the_papers_settings_are_in_the_first_of_them() -> None:
+    config = load_config(SEVEN)
+    rollout, trainer = config.rollout, config.trainer
+    assert (rollout.prompts_per_step, rollout.completions_per_prompt) == (8, 8)
+    assert (config.prompt.max_tokens, rollout.max_completion_tokens) == (1024, 1024)
+    assert (trainer.lr, trainer.warmup_ratio, trainer.objective.kl_coef) == (1e-6, 0.1, 0.01)
+    assert len({pool.engine for pool in config.judges.pools.values()}) == 4
+
+
+def test_every_gpu_is_taken_once_and_judges_share_theirs() -> None:
+    seven, larger = planned(ON_GPUS[0]), planned(ON_GPUS[1])
+    assert (seven.nodes, larger.nodes) == (1, 2)
+    for plan, gpus in ((seven, 8), (larger, 16)):
+        taken: dict[tuple[int, int], float] = {}
+        for seat in plan.seats:
+            for gpu in seat.gpus:
+                taken[seat.node, gpu] = taken.get((seat.node, gpu), 0) + seat.share
+        assert taken == dict.fromkeys(taken, 1.0)
+        assert len(taken) == gpus
+
+
+def test_the_configuration_for_a_cpu_is_planned_in_host_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--host-memory", "12"]) == 0
+    out = capsys.readouterr().out
+    assert "GB of host memory" in out
+    assert "Who sits where" not in out
+    plan = planned("local.yaml")
+    assert 5 * GB < plan.host_total < 12 * GB  # what the README asks for, and what was measured: about 10
+    assert {role.budget for role in plan.roles} == {None}
+    rank = plan.roles[-1].memory
+    trainer = load_config(CONFIGS / "local.yaml").trainer
+    assert rank == rank_memory(plan.roles[-1].shape, trainer, load_config(CONFIGS / "local.yaml").sync, 672)
+
+
+def test_the_whole_page_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([SEVEN, "--tokens-per-s", "rollout=3000", "--tokens-per-s", "train=4000"]) == 0
+    out = capsys.readouterr().out
+    for role in ("rollout engine 0-1", "judge engine bystander 0", "trainer rank 0-3"):
+        assert role in out
+    for told in ("71.1 of 80", "32.9 of 40", "node 0 GPU 7", "an estimate, not a measurement", "host memory"):
+        assert told in out
+    rates = {
+        row[1].strip(): row[-2].strip()
+        for row in (line.split("│") for line in out.splitlines())
+        if len(row) == 7
+    }
+    assert (rates["rollout"], rates["judge"], rates["train"]) == ("given", "assumed", "given")
+
+
+def test_lines_are_what_a_configuration_is_commented_with(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([THIRTY_TWO, "--lines"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    written = [line for line in Path(THIRTY_TWO).read_text().splitlines() if line.startswith("# plan: ")]
+    assert printed == written
+
+
+# ---- what does not fit ----------------------------------------------------------------------
+
+REFUSED = {
+    "a trainer that does not shard enough": (
+        (SEVEN, "trainer.zero_stage=1"),
+        r"A trainer rank of Qwen/Qwen2\.5-7B-Instruct takes [\d.]+ GB in its update and has 80\.0 GB: set "
+        r"trainer\.zero_stage=3\.",
+    ),
+    "a micro-batch that is too large": (
+        (SEVEN, "trainer.micro_batch_tokens=65536"),
+        r"takes [\d.]+ GB in its backward .* set trainer\.micro_batch_tokens=16384\.",
+    ),
+    "activations that are all kept": (
+        (SEVEN, "trainer.gradient_checkpointing=false"),
+        r"set trainer\.gradient_checkpointing=true\.",
+    ),
+    "a policy trained whole that is too large": (
+        (THIRTY_TWO, "trainer.lora.rank=0"),
+        r"trainer\.lora\.rank=16",
+    ),
+    "smaller GPUs": (
+        (SEVEN, "--gpu-memory", "40"),
+        r"has 20\.0 GB: set judges\.engines\.\w+\.kv_cache_gb=2\. \(4 more above\.\)",
+    ),
+    "a model too large for an engine's GPUs": (
+        (THIRTY_TWO, "judges.engines.resonation.model=Qwen/Qwen2.5-72B-Instruct"),
+        r"judge engine resonation of .*-72B-Instruct needs 138\.\d GB before its KV cache, .* set "
+        r"judges\.engines\.resonation\.tensor_parallel_size=4 and judges\.engines\.resonation\.num_gpus=4\.",
+    ),
+    "a cache beyond an engine's share": (
+        (SEVEN, "judges.engines.resonation.kv_cache_gb=24"),
+        r"takes 40\.9 GB, and has 40\.0 GB: set judges\.engines\.resonation\.kv_cache_gb=12\.",
+    ),
+    "an engine that spans other GPUs than it asks for": (
+        (THIRTY_TWO, "rollout.engine.num_gpus=4"),
+        r"num_gpus must be rollout\.engine\.tensor_parallel_size.*found 4 and 2",
+    ),
+    "heads that cannot be divided": (
+        (THIRTY_TWO, "rollout.engine.num_gpus=3", "rollout.engine.tensor_parallel_size=3"),
+        r"divide heads of the model, 40, found 3: set it to 2",
+    ),
+    "a rank on a share of a GPU": (
+        (SEVEN, "trainer.num_gpus=0.5"),
+        r"trainer\.num_gpus must be a whole number",
+    ),
+    "more than one machine has": (
+        (SEVEN, "trainer.num_ranks=6"),
+        r"take 2 nodes of 8 GPUs, and ray\.address: null is one machine",
+    ),
+    "a model that nobody knows": (
+        (SEVEN, "policy.model=no-such-org/model"),
+        r"is not known.*give the folder",
+    ),
+    "less host memory than a run takes": (
+        ("--host-memory", "4"),
+        r"The run takes [\d.]+ GB of host memory and there are 4\.0 GB: lower trainer\.micro_batch_tokens",
+    ),
+    "a cache without room for one sequence": (
+        ("rollout.engine.kv_cache_gb=0.01",),
+        r"KV cache of 0\.0 GB, which holds no sequence of 1024 tokens: raise rollout\.engine\.kv_cache_gb",
+    ),
+    "two configurations": ((SEVEN, THIRTY_TWO), "One configuration can be planned at a time"),
+    "a rate of nobody": (("--tokens-per-s", "sampling=3"), "a role of rollout, judge, train .* 'sampling=3'"),
+    "a rate that is no number": (("--tokens-per-s", "train=fast"), "found 'train=fast'"),
+    "a GPU without memory": (("--gpu-memory", "0"), "--gpu-memory must be greater than 0, found 0"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_is_refused_in_one_sentence(name: str) -> None:
+    arguments, said = REFUSED[name]
+    with pytest.raises(UserError, match=said) as caught:
+        run(list(arguments))
+    assert "\n" not in str(caught.value)
+
+
+ADVISED = {
+    "stage": (ON_GPUS[0], "trainer.zero_stage=1", "trainer.zero_stage=3"),
+    "ranks": (ON_GPUS[0], "trainer.num_ranks=2", "trainer.num_ranks=4"),
+    "tokens": (ON_GPUS[0], "trainer.micro_batch_tokens=65536", "trainer.micro_batch_tokens=16384"),
+    "cache": (
+        ON_GPUS[0],
+        "judges.engines.resonation.kv_cache_gb=24",
+        "judges.engines.resonation.kv_cache_gb=12",
+    ),
+    "use": (
+        ON_GPUS[0],
+        "rollout.engine.gpu_memory_utilization=0.2",
+        "rollout.engine.gpu_memory_utilization=0.9",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ADVISED)
+def test_what_is_advised_is_said_and_helps(name: str) -> None:
+    file, wrong, advised = ADVISED[name]
+    (problem,) = planned(file, wrong).problems
+    assert problem.endswith(f"set {advised}.")
+    assert planned(file, wrong, advised).problems == ()
+
+
+def test_what_nothing_helps_is_told_so() -> None:
+    problems = planned("qwen2.5-7b.yaml", machine=Machine(gpu_bytes=6 * GB)).problems
+    assert len(problems) == 6
+    assert "take a smaller model or GPUs with more memory" in problems[0]
+
+
+def test_a_refusal_comes_after_the_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError):
+        run([SEVEN, "trainer.zero_stage=1"])
+    out = capsys.readouterr().out
+    assert "Does not fit: A trainer rank" in out
+    assert "trainer rank 0-3" in out
+
+
+def test_what_is_worth_knowing_is_noted() -> None:
+    assert planned(ON_GPUS[0]).notes == ("Each trainer rank also takes up to 36.5 GB of host memory.",)
+    tight = planned(ON_GPUS[0], machine=Machine(gpu_bytes=73 * GB)).notes
+    assert "A trainer rank takes 97% of its GPU" in tight[-1]
+    waiting, measured, _ = planned(
+        ON_GPUS[0],
+        "judges.engines.resonation.kv_cache_gb=null",
+        "judges.engines.expression.kv_cache_gb=4",
+    ).notes
+    assert "shares a GPU: set its kv_cache_gb" in waiting
+    assert "holds 18 sequences of full length, fewer than" in measured
+
+
+# ---- the file, and the program itself -------------------------------------------------------
+
+
+def test_the_file_has_the_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "plan.json"
+    assert run([SEVEN, "--json", str(file), "--tokens-per-s=train=1000"]) == 0
+    told = json.loads(file.read_text())
+    plan = planned(ON_GPUS[0])
+    for row, role in zip(told["roles"], plan.roles, strict=True):
+        assert (row["role"], row["count"], row["model"]) == (role.name, role.count, role.model)
+        assert (row["total_bytes"], row["budget_bytes"]) == (role.total, role.budget)
+        assert sum(term_sizes(role.terms).values()) == role.total
+    assert told["roles"][-1]["peak"] == "backward"
+    assert told["roles"][0]["memory"]["kv_bytes_per_token"] == 57_344
+    assert told["step"]["phases"][2]["seconds"] == 81_920 / 4000
+    assert len(told["seats"]) == 2 + 4 + 4
+    assert told["problems"] == []
+
+
+def test_the_file_is_written_for_a_run_that_does_not_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        run(["--config", SEVEN, "trainer.zero_stage=1", "--json", str(tmp_path / "plan.json")])
+    assert json.loads((tmp_path / "plan.json").read_text())["problems"] == [str(caught.value)]
+
+
+def test_the_real_program_answers_with_its_exit_code(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "perm_ray.cli.main", "plan", SEVEN, "policy.model=x/y"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("perm-ray plan: The shape of 'x/y' is not known")
+    assert done.stderr.count("\n") == 1
+
+
+def test_help_comes_at_once(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "perm_ray.cli.main", "plan", "--help"]
+    answers = []
+    for _ in range(3):  # the machine may be busy with something else
+        start = time.monotonic()
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+        answers.append((time.monotonic() - start, done.stdout))
+    seconds, out = min(answers)
+    assert "--tokens-per-s ROLE=N" in out
+    assert seconds < 1.0

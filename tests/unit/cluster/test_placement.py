@@ -1,0 +1,102 @@
+"""What a run takes, in placement groups; and what is said of what is missing."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from perm_ray.cluster.placement import Demand, Places, beyond, demands, groups, total, unfit
+from perm_ray.config.load import load_config
+from perm_ray.config.schema import Config, RayConfig
+from perm_ray.errors import ConfigError
+
+ROLLOUT = Demand("rollout engine", 3, 1.0, 2.0, resources={"rollout": 1.0})
+JUDGE = Demand("judge engine shared", 1, 2.0, 0.5)
+ASKS = Demand("judge resonation", 1, 0.0, 0.0)
+TRAINER = Demand("trainer rank", 2, 4.0, 1.0, together=True)
+ROWS = (ROLLOUT, JUDGE, ASKS, TRAINER)
+
+
+def test_a_pool_is_spread_and_the_trainer_is_kept_together() -> None:
+    separate = groups(RayConfig(), ROWS)
+    assert [(group.strategy, len(group.bundles)) for group in separate] == [
+        ("SPREAD", 3),
+        ("SPREAD", 1),
+        ("PACK", 2),
+    ]
+    # One bundle, and so one node, for all GPUs that an engine spans.
+    assert separate[0].bundles[0] == {"CPU": 1.0, "GPU": 2.0, "rollout": 1.0}
+
+
+def test_colocated_replicas_share_a_node() -> None:
+    (together,) = groups(RayConfig(layout="colocated"), ROWS)
+    assert together.bundles == [
+        {"CPU": 7.0, "GPU": 3.5, "rollout": 1.0},
+        {"CPU": 5.0, "GPU": 3.0, "rollout": 1.0},
+        {"CPU": 1.0, "GPU": 2.0, "rollout": 1.0},
+    ]
+    assert groups(RayConfig(layout="colocated"), [ASKS]) == []
+
+
+@pytest.mark.parametrize("layout", ["separate", "colocated"])
+def test_every_layout_reserves_all_that_is_taken(layout: str) -> None:
+    reserved = groups(RayConfig(layout=layout), ROWS)
+    bundles = [bundle for group in reserved for bundle in group.bundles]
+    for name, amount in total(ROWS).items():
+        assert sum(bundle.get(name, 0.0) for bundle in bundles) == amount
+
+
+def test_what_is_not_reserved_is_placed_by_ray() -> None:
+    assert Places({"a": ["here"]}).of("a", 1) == ["here"]
+    assert Places().of("a", 2) == ["DEFAULT", "DEFAULT"]
+
+
+def test_what_is_missing_is_named_with_what_was_found() -> None:
+    assert beyond(ROWS, {"CPU": 13.0, "GPU": 8.5, "rollout": 3.0}) == ""
+    assert beyond(ROWS, {"CPU": 13.0, "GPU": 4.0}) == "8.5 GPUs (4 found) and 3 of 'rollout' (0 found)"
+
+
+def test_an_actor_needs_a_node_to_itself() -> None:
+    nodes = [{"CPU": 1.0, "GPU": 1.0}, {"CPU": 1.0, "GPU": 1.0}]
+    assert unfit([Demand("rollout engine", 1, 1.0, 1.0)], nodes) == ""
+    assert unfit([Demand("rollout engine", 1, 1.0, 2.0)], nodes) == (
+        "a node with 1 CPUs, 2 GPUs for each rollout engine"
+    )
+    assert unfit([Demand("rollout engine", 3, 1.0, 1.0)], nodes) == "3 CPUs (2 found) and 3 GPUs (2 found)"
+
+
+def test_resources_of_the_configuration_are_asked_for() -> None:
+    config = load_config(None, ["rollout.engine.resources={rollout: 0.5}", "trainer.resources={trainer: 1}"])
+    sums = total(demands(config))
+    assert sums["rollout"] == 0.5
+    assert sums["trainer"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("rollout.engine.resources={GPU: 1}", "num_gpus"),
+        ("rollout.engine.resources={rollout: 0}", "greater than 0"),
+        ("ray.layout=stacked", "one of separate, colocated"),
+    ],
+)
+def test_a_wrong_resource_is_refused(override: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_config(None, [override])
+
+
+def test_a_gpu_is_shared_on_purpose_only() -> None:
+    base = load_config(None, ["rollout.engine.num_gpus=1", "trainer.num_gpus=1"])
+    halves = {name: dataclasses.replace(e, num_gpus=0.5) for name, e in base.judges.engines.items()}
+    shared = dataclasses.replace(base.judges, engines=halves)
+    with pytest.raises(ConfigError, match=r"ray\.share_gpus"):
+        dataclasses.replace(base, judges=shared)
+    on_purpose = dataclasses.replace(base, judges=shared, ray=RayConfig(share_gpus=True))
+    assert total(demands(on_purpose))["GPU"] == 4.0
+    with pytest.raises(ConfigError, match="NCCL"):
+        Config(
+            rollout=base.rollout,
+            trainer=dataclasses.replace(base.trainer, num_gpus=0.5),
+            ray=RayConfig(share_gpus=True),
+        )
