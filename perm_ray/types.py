@@ -13,6 +13,18 @@ from enum import StrEnum
 
 
 @dataclass(frozen=True, slots=True)
+class Scale:
+    """A rating scale: the whole numbers from `low` to `high`, both included."""
+
+    low: int
+    high: int
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        return tuple(range(self.low, self.high + 1))
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One chat message, as chat templates know it: role is `system`, `user` or `assistant`."""
 

@@ -12,9 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from perm_ray.cli import CONFIGS
 from perm_ray.cluster.session import authenticate
-from perm_ray.config.load import load_config
+from perm_ray.config.load import CONFIGS, load_config
 
 NAMES = ("loop", "rollout", "judging", "learning", "checkpoint", "trainer", "operations")
 

@@ -16,9 +16,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perm_ray.cli import CONFIGS
 from perm_ray.cluster.session import authenticate
-from perm_ray.config.load import dump_config, load_config
+from perm_ray.config.load import CONFIGS, dump_config, load_config
 from perm_ray.config.schema import Config
 from perm_ray.errors import CheckpointError, Interrupted, JudgeFailureRateError
 

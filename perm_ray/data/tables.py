@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from perm_ray.errors import DataError
-from perm_ray.judges.asking import Scale
+from perm_ray.types import Scale
 
 MAX_SHOWN = 20
 _MAX_FIELD_CHARS = 10_000_000

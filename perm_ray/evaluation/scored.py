@@ -20,10 +20,9 @@ from perm_ray.config.training import RewardConfig
 from perm_ray.data.items import make_scenario
 from perm_ray.data.tables import Problems, Row, json_rows
 from perm_ray.errors import DataError
-from perm_ray.judges.asking import Scale
 from perm_ray.judges.perspective import Perspective
 from perm_ray.rewards.score_map import ScoreMap
-from perm_ray.types import JudgeItem, Sections
+from perm_ray.types import JudgeItem, Scale, Sections
 
 
 @dataclass(frozen=True, slots=True)

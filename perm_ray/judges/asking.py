@@ -10,19 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from perm_ray.types import NO_TOKENS, Message, TokenUsage
-
-
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """The whole numbers from `low` to `high`, both included."""
-
-    low: int
-    high: int
-
-    @property
-    def values(self) -> tuple[int, ...]:
-        return tuple(range(self.low, self.high + 1))
+from perm_ray.types import NO_TOKENS, Message, Scale, TokenUsage
 
 
 @dataclass(frozen=True, slots=True)

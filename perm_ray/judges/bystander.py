@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from perm_ray.judges.asking import Question, Scale
+from perm_ray.judges.asking import Question
 from perm_ray.judges.perspective import Kind, Reads, WithRubric, seen_from_outside
-from perm_ray.types import Scenario
+from perm_ray.types import Scale, Scenario
 
 # One word each: a judge that answers in words writes them out for every reply.
 CRITERIA = ("content", "structure", "efficiency", "objectivity", "accuracy")

@@ -22,17 +22,7 @@ from statistics import fmean, pstdev
 from typing import TypeVar
 
 from perm_ray.config.judges import ScoringConfig
-from perm_ray.judges.asking import (
-    Answer,
-    Ask,
-    Question,
-    Refused,
-    Scale,
-    TextAnswer,
-    TextAsk,
-    ValueAnswer,
-    ValueAsk,
-)
+from perm_ray.judges.asking import Answer, Ask, Question, Refused, TextAnswer, TextAsk, ValueAnswer, ValueAsk
 from perm_ray.judges.parsing import parse_criteria_text, parse_score
 from perm_ray.judges.scoring import (
     Reading,
@@ -44,7 +34,7 @@ from perm_ray.judges.scoring import (
     number_regex,
     sum_of_criteria,
 )
-from perm_ray.types import Message
+from perm_ray.types import Message, Scale
 
 Steps = Generator[Sequence[Ask], Sequence[Answer], Reading]
 

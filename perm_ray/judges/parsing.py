@@ -13,8 +13,8 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from perm_ray.judges.asking import Scale
 from perm_ray.judges.scoring import ScoreError
+from perm_ray.types import Scale
 
 MAX_CHARS = 20_000  # a longer answer is no answer to the question
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from perm_ray.errors import ConfigError
-from perm_ray.judges.asking import Question, Scale
+from perm_ray.judges.asking import Question
 from perm_ray.judges.guard import DEFAULT_MAX_CHARS, fenced, sanitise
-from perm_ray.types import Message, Scenario
+from perm_ray.types import Message, Scale, Scenario
 
 Kind = Literal["empathy", "bystander"]
 Reads = Literal["analysis", "response"]

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from perm_ray.judges.asking import Question, Scale
+from perm_ray.judges.asking import Question
 from perm_ray.judges.perspective import Kind, Reads, WithRubric
-from perm_ray.types import Scenario
+from perm_ray.types import Scale, Scenario
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from perm_ray.judges.asking import Scale
+from perm_ray.types import Scale
 
 
 class ScoreError(ValueError):

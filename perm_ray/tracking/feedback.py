@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from perm_ray.config.redact import redact, redact_text
 from perm_ray.errors import DataError, RunError
-from perm_ray.judges.asking import Scale
 from perm_ray.tracking.mlflow_client import TrackedRun, cause_of, connect
+from perm_ray.types import Scale
 
 if TYPE_CHECKING:
     from mlflow.entities import Assessment, Trace

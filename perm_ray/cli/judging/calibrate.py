@@ -13,9 +13,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perm_ray.cli import CONFIGS
 from perm_ray.cluster.session import authenticate
-from perm_ray.config.load import load_config
+from perm_ray.config.load import CONFIGS, load_config
 from perm_ray.config.schema import Config
 from perm_ray.errors import DataError
 
@@ -24,8 +23,8 @@ if TYPE_CHECKING:
 
     from perm_ray.evaluation.calibration.figures import CalibrationReport, Judgments
     from perm_ray.evaluation.calibration.labelled import LabelledSet
-    from perm_ray.judges.asking import Scale
     from perm_ray.rewards.score_map import ScoreMap
+    from perm_ray.types import Scale
 
 _WORTH = 0.98  # of the plain mean's error: a map that stays above it is not worth using
 
@@ -128,7 +127,7 @@ def assignments(texts: Sequence[str], option: str) -> dict[str, str]:
 
 def scales_of(texts: Sequence[str]) -> dict[str, Scale]:
     """`dimension=1:5` texts as scales. Raises `DataError` for one that is none."""
-    from perm_ray.judges.asking import Scale
+    from perm_ray.types import Scale
 
     scales = {}
     for name, value in assignments(texts, "--scale").items():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from perm_ray.evaluation.calibration.agreement import FIGURES, Figure
-from perm_ray.judges.asking import Scale
+from perm_ray.types import Scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

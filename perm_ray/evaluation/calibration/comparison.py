@@ -11,8 +11,7 @@ from perm_ray.errors import DataError
 from perm_ray.evaluation.calibration.agreement import Bootstrap, Confusion, Figure, agreement, confusion
 from perm_ray.evaluation.calibration.resampling import Array
 from perm_ray.evaluation.scored import ScoredItem, Setup
-from perm_ray.judges.asking import Scale
-from perm_ray.types import JudgeItem
+from perm_ray.types import JudgeItem, Scale
 
 _REWARD_SCALE = Scale(-1, 1)  # a reward has no levels: its figures of levels are left out
 

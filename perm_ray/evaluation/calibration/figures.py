@@ -30,8 +30,7 @@ from perm_ray.evaluation.calibration.agreement import (
 )
 from perm_ray.evaluation.calibration.labelled import Dimension, LabelledItem, LabelledSet
 from perm_ray.evaluation.calibration.resampling import Array
-from perm_ray.judges.asking import Scale
-from perm_ray.types import Judgment, Status
+from perm_ray.types import Judgment, Scale, Status
 
 Figures = Mapping[str, Figure]
 Mask = NDArray[np.bool_]

@@ -14,8 +14,7 @@ import numpy as np
 
 from perm_ray.errors import DataError
 from perm_ray.evaluation.calibration.resampling import Array
-from perm_ray.judges.asking import Scale
-from perm_ray.types import JudgeItem
+from perm_ray.types import JudgeItem, Scale
 
 Labels = Mapping[str, Mapping[str, float]]  # dimension, rater: value on the dimension's scale
 

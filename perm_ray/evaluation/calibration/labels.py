@@ -31,9 +31,8 @@ from perm_ray.evaluation.calibration.labelled import (
     oriented,
 )
 from perm_ray.evaluation.calibration.labels_csv import read_epitome, read_lend_an_ear
-from perm_ray.judges.asking import Scale
 from perm_ray.judges.registry import PERSPECTIVES
-from perm_ray.types import JudgeItem
+from perm_ray.types import JudgeItem, Scale
 
 LabelFormat = Literal["jsonl", "epitome", "lend-an-ear"]
 FORMATS: tuple[LabelFormat, ...] = ("jsonl", "epitome", "lend-an-ear")

@@ -29,8 +29,7 @@ from perm_ray.evaluation.calibration.labelled import (
     map_dimensions,
     oriented,
 )
-from perm_ray.judges.asking import Scale
-from perm_ray.types import JudgeItem, Scenario, Sections
+from perm_ray.types import JudgeItem, Scale, Scenario, Sections
 
 # A mechanism that conveys understanding or warmth is expression; one that invites the seeker to go on is
 # reception.

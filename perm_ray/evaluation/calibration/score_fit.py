@@ -18,8 +18,8 @@ from perm_ray.evaluation.calibration.agreement import mean_of_raters, on_scale
 from perm_ray.evaluation.calibration.figures import CalibrationReport, Judgments, judged_on
 from perm_ray.evaluation.calibration.labelled import LabelledSet
 from perm_ray.evaluation.calibration.resampling import Array
-from perm_ray.judges.asking import Scale
 from perm_ray.rewards.score_map import ScoreMap
+from perm_ray.types import Scale
 
 if TYPE_CHECKING:
     from sklearn.isotonic import IsotonicRegression

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from perm_ray.cli import CONFIGS
-from perm_ray.config.load import load_config
+from perm_ray.config.load import CONFIGS, load_config
 from tests.support.fakes import write_fake_model
 
 HEAVY = ("torch", "vllm", "deepspeed", "transformers", "mlflow")

@@ -27,7 +27,7 @@ from perm_ray.evaluation.calibration.agreement import (
     on_scale,
     rater_alpha,
 )
-from perm_ray.judges.asking import Scale
+from perm_ray.types import Scale
 
 FIVE = Scale(1, 5)
 QUICK = Bootstrap(seed=0, num_resamples=200)

@@ -22,10 +22,9 @@ from perm_ray.evaluation.calibration.figures import CalibrationReport, calibrate
 from perm_ray.evaluation.calibration.labelled import Dimension, LabelledItem, LabelledSet
 from perm_ray.evaluation.calibration.score_fit import cross_validated, fit, fit_score_maps
 from perm_ray.files import jsonable
-from perm_ray.judges.asking import Scale
 from perm_ray.rewards.score_map import load_score_maps, score_maps_document
 from perm_ray.tracking.mlflow_report import log_report
-from perm_ray.types import JudgeItem, Judgment, Sections, Status
+from perm_ray.types import JudgeItem, Judgment, Scale, Sections, Status
 
 FIVE, THREE = Scale(1, 5), Scale(0, 2)
 SCALES = {"expression": FIVE, "reception": FIVE}

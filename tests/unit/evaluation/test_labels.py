@@ -18,7 +18,7 @@ from perm_ray.errors import DataError
 from perm_ray.evaluation.calibration.labelled import check_perspectives
 from perm_ray.evaluation.calibration.labels import LabelFormat, read_labels
 from perm_ray.evaluation.calibration.labels_csv import LEND_AN_EAR_MAP
-from perm_ray.judges.asking import Scale
+from perm_ray.types import Scale
 
 ROW = {
     "id": "a",

@@ -10,20 +10,10 @@ import pytest
 
 from perm_ray.config.judges import ScoringConfig
 from perm_ray.judges import modes
-from perm_ray.judges.asking import (
-    Answer,
-    Ask,
-    Question,
-    Refused,
-    Scale,
-    TextAnswer,
-    TextAsk,
-    ValueAnswer,
-    ValueAsk,
-)
+from perm_ray.judges.asking import Answer, Ask, Question, Refused, TextAnswer, TextAsk, ValueAnswer, ValueAsk
 from perm_ray.judges.modes import AskRefusedError
 from perm_ray.judges.scoring import Reading, ScoreError
-from perm_ray.types import Message
+from perm_ray.types import Message, Scale
 
 CHAT = (Message("system", "Judge."), Message("user", "How lovely!"))
 ONE = Question(CHAT, "I give it ", Scale(1, 5))

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perm_ray.judges.asking import Scale
 from perm_ray.judges.bystander import CRITERIA, CRITERION_SCALE
 from perm_ray.judges.parsing import MAX_CHARS, parse_criteria_text, parse_score
 from perm_ray.judges.scoring import ScoreError
+from perm_ray.types import Scale
 
 FIVE = Scale(1, 5)
 FORMS = (

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 
 from perm_ray.errors import ConfigError
-from perm_ray.judges.asking import Question, Scale
+from perm_ray.judges.asking import Question
 from perm_ray.judges.bystander import CRITERIA
 from perm_ray.judges.guard import make_fence
 from perm_ray.judges.perspective import load_rubric
 from perm_ray.judges.registry import PERSPECTIVES, build_perspective
-from perm_ray.types import Scenario, Turn
+from perm_ray.types import Scale, Scenario, Turn
 
 SCENARIO = Scenario(
     scenario_id="s1",

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perm_ray.judges.asking import Scale
 from perm_ray.judges.bystander import CRITERIA, CRITERION_SCALE
 from perm_ray.judges.scoring import (
     Reading,
@@ -18,6 +17,7 @@ from perm_ray.judges.scoring import (
     expected_score,
     sum_of_criteria,
 )
+from perm_ray.types import Scale
 
 FIVE = Scale(1, 5)
 REGEX = criteria_regex(CRITERIA, CRITERION_SCALE)

@@ -13,11 +13,10 @@ from perm_ray.config.load import dump_config
 from perm_ray.config.schema import Config
 from perm_ray.errors import DataError, RunError
 from perm_ray.evaluation.calibration.labels import read_labels
-from perm_ray.judges.asking import Scale
 from perm_ray.tracking.feedback import find_run, pull_feedback
 from perm_ray.tracking.mlflow_client import TrackedRun, connect, connect_tracing
 from perm_ray.tracking.mlflow_tracker import MlflowTracker
-from perm_ray.types import Sections
+from perm_ray.types import Scale, Sections
 from tests.support.fakes import fake_completion, fake_group, fake_rollout
 from tests.support.mlflow_server import write_mlflow_database
 
