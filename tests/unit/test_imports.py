@@ -80,7 +80,7 @@ def is_ours(name: str) -> bool:
 def placed(module: str) -> int | None:
     """A module's level and its room; None when the table does not know it, -1 for a package's opening."""
     if sources()[module].name == "__init__.py":
-        return -1, module
+        return -1
     name = module.removeprefix("perm_ray.")
     order = [entry for level in LEVELS for entry in level]
     fits = [
