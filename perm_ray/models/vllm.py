@@ -20,14 +20,14 @@ import sys
 import threading
 import traceback
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from perm_ray.config.engines import EngineConfig
 from perm_ray.errors import ModelError, RunError
-from perm_ray.types import FinishReason
+from perm_ray.types import FinishReason, SamplingParams
 
 if TYPE_CHECKING:
     from vllm import RequestOutput
@@ -37,16 +37,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """What to sample after `prompt_ids`.
+    """One answer to be sampled after `prompt_ids`.
 
-    `candidate_ids` are tokens whose log-probabilities are wanted at every position; `regex` constrains
-    the answer; `seed` makes the sample depend on nothing but the logits.
+    Args:
+        prompt_ids: The rendered prompt.
+        sampling: Passed on to vLLM field by field.
+        seed: Makes the sample depend on nothing but the logits.
+        candidate_ids: Tokens whose log-probabilities are wanted at every position.
+        regex: Constrains the answer.
     """
 
     prompt_ids: tuple[int, ...]
-    max_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
+    sampling: SamplingParams
     seed: int | None = None
     candidate_ids: tuple[int, ...] = ()
     regex: str | None = None
@@ -54,14 +56,22 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One finished answer. `logprobs` has one natural-log probability per token; `candidate_logprobs`
-    those of the requested candidates at the first position; `version` the weights' version;
-    `cached_tokens` how many of the prompt's tokens were in the prefix cache."""
+    """One finished answer.
+
+    Args:
+        token_ids: The sampled tokens.
+        logprobs: The log-probability of each, in nats.
+        finish_reason: Why it ended.
+        versions: Run-length pairs (version of the weights, tokens sampled from them).
+        candidate_logprobs: Those of the requested candidates at the first position.
+        prompt_tokens: Length of the prompt.
+        cached_tokens: Tokens of the prompt that were in the prefix cache.
+    """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
-    version: int
+    versions: tuple[tuple[int, int], ...]
     candidate_logprobs: Mapping[int, float] = field(default_factory=dict)
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -80,8 +90,14 @@ def engine_env(config: EngineConfig) -> dict[str, str]:
     return env
 
 
-def engine_kwargs(model_dir: Path, config: EngineConfig, seed: int, receives_weights: bool) -> dict[str, Any]:
-    """vLLM's `EngineArgs` for `config`; what differs between CPU and GPU is decided here alone."""
+def engine_kwargs(
+    model_dir: Path, config: EngineConfig, seed: int, receives_weights: bool, temperature: float = 1.0
+) -> dict[str, Any]:
+    """Choose vLLM's `EngineArgs` for `config`; differences between CPU and GPU are decided here alone.
+
+    At another temperature than 1, log-probabilities are those of the distribution that was sampled from
+    (after temperature and top-p); at 1 they are the raw ones, which are the same but for a top-p.
+    """
     kwargs: dict[str, Any] = {
         "model": str(model_dir),
         "dtype": config.dtype,
@@ -92,6 +108,7 @@ def engine_kwargs(model_dir: Path, config: EngineConfig, seed: int, receives_wei
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(config.max_model_len, 2048),
         "enable_prefix_caching": config.prefix_caching,
+        "logprobs_mode": "raw_logprobs" if temperature == 1 else "processed_logprobs",
         "disable_log_stats": True,
         "trust_remote_code": False,
     }
@@ -131,11 +148,12 @@ class VLLMEngine:
         seed: int = 0,
         receives_weights: bool = False,
         exclusive: bool = False,
+        temperature: float = 1.0,
     ) -> None:
         from vllm.engine.arg_utils import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        args = EngineArgs(**engine_kwargs(model_dir, config, seed, receives_weights))
+        args = EngineArgs(**engine_kwargs(model_dir, config, seed, receives_weights, temperature))
         try:  # fault boundary: vLLM says why in many ways, none of them one sentence
             self._engine: Any = LLMEngine.from_engine_args(args)
         except Exception as error:
@@ -195,7 +213,7 @@ class VLLMEngine:
         def add(engine: Any) -> None:
             for index, (name, request) in enumerate(zip(names, requests, strict=True)):
                 engine_id = engine.add_request(
-                    name, {"prompt_token_ids": list(request.prompt_ids)}, _sampling_params(request)
+                    name, {"prompt_token_ids": list(request.prompt_ids)}, _vllm_params(request)
                 )
                 self._listeners[_external(engine_id)] = partial(tell, index)
 
@@ -245,14 +263,12 @@ def _external(request_id: str) -> str:
     return request_id.split("-", 1)[0]
 
 
-def _sampling_params(request: GenerationRequest) -> Any:
-    from vllm import SamplingParams
+def _vllm_params(request: GenerationRequest) -> Any:
+    from vllm import SamplingParams as VLLMSamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-    return SamplingParams(
-        max_tokens=request.max_tokens,
-        temperature=request.temperature,
-        top_p=request.top_p,
+    return VLLMSamplingParams(
+        **asdict(request.sampling),
         seed=request.seed,
         logprobs=None if request.candidate_ids else 0,
         logprob_token_ids=list(request.candidate_ids) or None,
@@ -265,9 +281,6 @@ def _sampling_params(request: GenerationRequest) -> Any:
 def _generation(output: RequestOutput, request: GenerationRequest) -> Generation:
     answer = output.outputs[0]
     positions: Any = answer.logprobs or []
-    versions = {span.version for span in answer.weight_versions or []}
-    if len(versions) > 1:
-        raise RunError(f"One completion was sampled by several policy versions: {sorted(versions)}.")
     first = positions[0] if positions else {}
     return Generation(
         token_ids=tuple(answer.token_ids),
@@ -275,7 +288,7 @@ def _generation(output: RequestOutput, request: GenerationRequest) -> Generation
             position[token].logprob for position, token in zip(positions, answer.token_ids, strict=True)
         ),
         finish_reason=FinishReason(answer.finish_reason or "abort"),
-        version=int(versions.pop()) if versions else 0,
+        versions=tuple((int(run.version), run.end - run.start) for run in answer.weight_versions or ()),
         candidate_logprobs={token: first[token].logprob for token in request.candidate_ids if token in first},
         prompt_tokens=len(request.prompt_ids),
         cached_tokens=output.num_cached_tokens or 0,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from perm_ray.config.schema import RolloutConfig
 from perm_ray.errors import ActorFailedError, ActorTimeoutError
 from perm_ray.models.vllm import engine_env
 from perm_ray.rollout.actor import RolloutActor, SampleTask, SamplingPlan
-from perm_ray.types import Completion, Prompt
+from perm_ray.types import Completion, Prompt, SamplingParams
 
 _LOG = logging.getLogger(__name__)
 _MAX_REPLACEMENTS = 2  # in one call of `sample`: engines that keep dying have a cause to be mended
@@ -77,9 +77,7 @@ class RolloutPool:
         `rollout.timeout_s`, `ActorTimeoutError`.
         """
         plan = SamplingPlan(
-            max_tokens=self._config.max_completion_tokens,
-            temperature=self._config.temperature,
-            top_p=self._config.top_p,
+            params=sampling_params(self._config),
             seed_key=f"{self._seed}/{purpose}/{step}",
         )
         tasks = [SampleTask(prompt, index) for prompt in prompts for index in range(num_completions)]
@@ -115,7 +113,9 @@ class RolloutPool:
             max_concurrency=64,
             runtime_env={"env_vars": engine_env(engine)},
         )
-        return actor.remote(self._model_dir, engine, self._seed, self._deterministic)
+        return actor.remote(
+            self._model_dir, engine, self._seed, self._deterministic, self._config.temperature
+        )
 
     def _sample(
         self, tasks: Sequence[SampleTask], plan: SamplingPlan, doing: str
@@ -183,6 +183,16 @@ class RolloutPool:
             self.actors[replica] = self._new_actor(replica)
         calls = {_role(replica): self.actors[replica].ready.remote() for replica in replicas}
         wait_all(calls, timeout_s=self._config.engine.start_timeout_s, doing="replacing one that died")
+
+
+def sampling_params(config: RolloutConfig) -> SamplingParams:
+    """Take each sampling parameter from the field of `rollout` of the same name."""
+    by_name = {
+        field.name: getattr(config, field.name)
+        for field in fields(SamplingParams)
+        if field.name != "max_tokens"
+    }
+    return SamplingParams(max_tokens=config.max_completion_tokens, **by_name)
 
 
 def _role(index: int) -> str:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 
-from perm_ray.cluster.calls import leave_out_optional_packages
 from perm_ray.config.training import TrainerConfig
 from perm_ray.errors import RunError
 from perm_ray.files import FileDigest
@@ -33,7 +32,13 @@ class TrainerRank:
     """One rank of the trainer group. Ranks act together: each call is made on all of them."""
 
     def __init__(
-        self, config: TrainerConfig, model_dir: Path, rank: int, seed: int, total_steps: int
+        self,
+        config: TrainerConfig,
+        model_dir: Path,
+        rank: int,
+        seed: int,
+        total_steps: int,
+        temperature: float,
     ) -> None:
         self.rank = rank
         self.weight_sender: Any = None  # weight sync's, between two pushes
@@ -41,6 +46,7 @@ class TrainerRank:
         self._model_dir = model_dir
         self._seed = seed
         self._total_steps = total_steps
+        self._temperature = temperature
         self._stop = threading.Event()
         self._store: TCPStore | None = None
         self._started: Learner | None = None
@@ -60,13 +66,14 @@ class TrainerRank:
 
     def start(self, address: tuple[str, int]) -> None:
         """Meet the other ranks at `address`, load the policy and build the engine."""
-        leave_out_optional_packages()
         from perm_ray.trainer import deepspeed as engine
         from perm_ray.trainer.learner import Learner
 
         engine.quiet_libraries()
         engine.join(self._config, self.rank, address, self._store, self._seed)
-        self._started = Learner(self._config, self._model_dir, self.rank, self._total_steps)
+        self._started = Learner(
+            self._config, self._model_dir, self.rank, self._total_steps, self._temperature
+        )
 
     def train_step(self, step: int, minibatches: Sequence[RankBatch]) -> StepSums:
         """This rank's share of step `step`; every rank gets as many micro-batches, some maybe empty."""

@@ -36,7 +36,13 @@ ANSWER_S = 5.0  # for a rank to say where it is, which it does while it trains, 
 class TrainerGroup:
     """All trainer ranks. `start_async`, `wait_ready`, then a call at a time; `shutdown` at the end.
 
-    `scheduling` optionally places the ranks: one Ray scheduling strategy each.
+    Args:
+        config: The section `trainer`.
+        model_dir: The folder of the first weights.
+        seed: That of the run.
+        total_steps: Steps of the whole run, for the learning rate's schedule.
+        scheduling: One Ray scheduling strategy for each rank, if they are to be placed.
+        temperature: At which the sequences are sampled; log-probs are those of logits / temperature.
     """
 
     def __init__(
@@ -46,11 +52,13 @@ class TrainerGroup:
         seed: int,
         total_steps: int,
         scheduling: Sequence[Any] | None = None,
+        temperature: float = 1.0,
     ) -> None:
         self._config = config
         self._model_dir = model_dir.absolute()  # a rank has another working directory
         self._seed = seed
         self._total_steps = total_steps
+        self._temperature = temperature
         self._scheduling = scheduling or ["DEFAULT"] * config.num_ranks
         self._nodes = ["not placed yet"] * config.num_ranks
         self._starting: list[ray.ObjectRef] = []
@@ -85,7 +93,7 @@ class TrainerGroup:
             max_restarts=0,  # a rank that comes back alone is of no use to the others
             runtime_env={"env_vars": actor_environment(config)},
         )
-        return actor.remote(config, self._model_dir, rank, self._seed, self._total_steps)
+        return actor.remote(config, self._model_dir, rank, self._seed, self._total_steps, self._temperature)
 
     def wait_ready(self) -> None:
         """Wait until every rank has its policy loaded."""

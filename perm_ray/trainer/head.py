@@ -1,4 +1,4 @@
-"""From the last hidden states to log-probabilities, without the matrix of all logits.
+"""Compute log-probabilities from the last hidden states, without the matrix of all logits.
 
 [tokens x vocabulary] in float32 would be the largest tensor of training: 0.8 GB for 4,096 tokens at a
 vocabulary of 49,152. Here a block of the vocabulary at a time is made, used and dropped, and made again in
@@ -25,8 +25,10 @@ def score(
     targets: Tensor | None = None,
     with_entropy: bool = False,
     entropy_gradient: bool = False,
+    temperature: float = 1.0,
 ) -> Any:
-    """Each target's log-probability [C] and the entropy [C], float32, nats; plain logits without targets.
+    """Compute each target's log-probability [C] and the entropy [C], float32, nats, of softmax(logits /
+    temperature); plain logits without targets.
 
     `hidden` is [C, H], `targets` [C]. The entropy is zeros unless asked for, and has a gradient only if
     that is asked for too. The head's own forward, so that ZeRO-3 has its weight gathered here and in the
@@ -34,22 +36,28 @@ def score(
     """
     if targets is None:
         return functional.linear(hidden, head.weight, head.bias)
-    logprobs, entropy = _Score.apply(hidden, head.weight, head.bias, targets, with_entropy)
+    logprobs, entropy = _Score.apply(hidden, head.weight, head.bias, targets, with_entropy, temperature)
     return logprobs, entropy if entropy_gradient else entropy.detach()
 
 
 class _Score(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, with_entropy: bool
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        with_entropy: bool,
+        temperature: float,
     ) -> tuple[Tensor, Tensor]:
-        """z are logits: log p = z_target - lse, entropy = lse - sum p z. Sums run over blocks, scaled by the
-        greatest logit so far."""
+        """With z = logits / temperature: log p = z_target - lse, entropy = lse - sum p z. Sums run over
+        blocks, scaled by the greatest z so far."""
         rows = torch.arange(len(hidden), device=hidden.device)
         greatest = hidden.new_full((len(hidden),), -torch.inf, dtype=torch.float32)
         total, weighted, chosen = torch.zeros(3, len(hidden), device=hidden.device)
         for first, last in _blocks(len(hidden), len(weight)):
-            logits = _logits(hidden, weight, bias, first, last)
+            logits = _logits(hidden, weight, bias, first, last, temperature)
             inside = (targets >= first) & (targets < last)
             chosen = torch.where(inside, logits[rows, (targets - first).clamp(0, last - first - 1)], chosen)
             new = torch.maximum(greatest, logits.amax(-1))
@@ -62,6 +70,7 @@ class _Score(torch.autograd.Function):
         log_total = greatest + total.log()
         entropy = log_total - weighted / total if with_entropy else torch.zeros_like(log_total)
         ctx.save_for_backward(hidden, weight, bias, targets, log_total, entropy)
+        ctx.temperature = temperature
         ctx.set_materialize_grads(False)
         return chosen - log_total, entropy
 
@@ -76,7 +85,7 @@ class _Score(torch.autograd.Function):
         d_weight = torch.empty_like(weight) if need_weight else None
         d_bias = torch.empty_like(bias) if need_bias else None
         for first, last in _blocks(len(hidden), len(weight)):
-            log_p = _logits(hidden, weight, bias, first, last).sub_(log_total[:, None])
+            log_p = _logits(hidden, weight, bias, first, last, ctx.temperature).sub_(log_total[:, None])
             d = torch.zeros_like(log_p)
             if of_logprobs is not None:
                 d = log_p.exp().mul_(-of_logprobs[:, None])
@@ -84,13 +93,15 @@ class _Score(torch.autograd.Function):
                 d[rows[inside], targets[inside] - first] += of_logprobs[inside]
             if of_entropy is not None:
                 d -= (of_entropy[:, None] * log_p.exp()).mul_(log_p.add_(entropy[:, None]))
+            if ctx.temperature != 1:
+                d /= ctx.temperature  # from z to the logits themselves
             if d_bias is not None:
                 d_bias[first:last] = d.sum(0)
             d = d.to(hidden.dtype)
             d_hidden += d @ weight[first:last]
             if d_weight is not None:
                 torch.mm(d.t(), hidden, out=d_weight[first:last])
-        return d_hidden.to(hidden.dtype), d_weight, d_bias, None, None
+        return d_hidden.to(hidden.dtype), d_weight, d_bias, None, None, None
 
 
 def _blocks(num_tokens: int, vocabulary: int) -> Iterator[tuple[int, int]]:
@@ -99,6 +110,9 @@ def _blocks(num_tokens: int, vocabulary: int) -> Iterator[tuple[int, int]]:
         yield first, min(first + size, vocabulary)
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, first: int, last: int) -> Tensor:
+def _logits(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, first: int, last: int, temperature: float
+) -> Tensor:
     part = None if bias is None else bias[first:last]
-    return functional.linear(hidden, weight[first:last], part).float()
+    logits = functional.linear(hidden, weight[first:last], part).float()
+    return logits if temperature == 1 else logits / temperature

@@ -186,7 +186,7 @@ def training_data(
 ) -> list[TrainSequence]:
     ids = {prompt.scenario.scenario_id: prompt.token_ids for prompt in prompts}
     return [
-        TrainSequence(ids[scenario_id], completion.token_ids, completion.logprobs, float(index - 1))
+        TrainSequence.of(ids[scenario_id], completion.spans, float(index - 1))
         for (scenario_id, index), completion in completions.items()
     ]
 

@@ -18,8 +18,10 @@ def head() -> nn.Linear:
     return nn.Linear(HIDDEN, VOCABULARY)
 
 
-def plain(head: nn.Linear, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    log_p = head(hidden).log_softmax(-1)
+def plain(
+    head: nn.Linear, hidden: Tensor, targets: Tensor, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    log_p = (head(hidden) / temperature).log_softmax(-1)
     return log_p.gather(-1, targets[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
 
 
@@ -37,12 +39,15 @@ def gradients(head: nn.Linear, hidden: Tensor, loss: Tensor) -> list[Tensor]:
     return list(torch.autograd.grad(loss, [hidden, head.weight, head.bias]))
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("entropy_gradient", [False, True])
-def test_values_and_gradients_are_those_of_the_plain_logits(head: nn.Linear, entropy_gradient: bool) -> None:
+def test_values_and_gradients_are_those_of_the_plain_logits(
+    head: nn.Linear, entropy_gradient: bool, temperature: float
+) -> None:
     hidden, targets, a, b = batch()
     hidden.requires_grad_()
-    logprobs, entropy = score(head, hidden, targets, True, entropy_gradient)
-    expected_logprobs, expected_entropy = plain(head, hidden, targets)
+    logprobs, entropy = score(head, hidden, targets, True, entropy_gradient, temperature)
+    expected_logprobs, expected_entropy = plain(head, hidden, targets, temperature)
     torch.testing.assert_close(logprobs, expected_logprobs, atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(entropy, expected_entropy, atol=1e-5, rtol=1e-5)
     assert entropy.requires_grad == entropy_gradient
