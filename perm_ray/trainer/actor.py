@@ -7,13 +7,14 @@ torch and DeepSpeed are imported inside the methods, in the actor's process.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import ray
 
-from perm_ray.config.training import TrainerConfig
+from perm_ray.config.engines import EngineConfig
+from perm_ray.config.training import SyncConfig, TrainerConfig
 from perm_ray.errors import RunError
 from perm_ray.files import FileDigest
 from perm_ray.trainer.batching import RankBatch
@@ -22,10 +23,8 @@ from perm_ray.trainer.step_metrics import StepSums
 if TYPE_CHECKING:
     from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
+    from perm_ray.models.sender import WeightSender
     from perm_ray.trainer.learner import Learner
-    from perm_ray.trainer.weights import AdapterWeights, PolicyWeights
-
-Result = TypeVar("Result")
 
 
 class TrainerRank:
@@ -41,7 +40,6 @@ class TrainerRank:
         temperature: float,
     ) -> None:
         self.rank = rank
-        self.weight_sender: Any = None  # weight sync's, between two pushes
         self._config = config
         self._model_dir = model_dir
         self._seed = seed
@@ -50,6 +48,7 @@ class TrainerRank:
         self._stop = threading.Event()
         self._store: TCPStore | None = None
         self._started: Learner | None = None
+        self._sender: WeightSender | None = None
 
     @ray.method(concurrency_group="control")
     def where(self) -> str:
@@ -101,17 +100,21 @@ class TrainerRank:
         """Write the policy as a Hugging Face folder."""
         self._learner.export(path)
 
-    def weight_source(self) -> PolicyWeights:
-        """The policy's weights, to be read on every rank together. Not for remote calls: use `apply`."""
-        return self._learner.weights()
+    def connect_engines(self, engines: Sequence[Any], engine: EngineConfig, sync: SyncConfig) -> None:
+        """Join the transfer group of all rollout engines (handles, and their configuration)."""
+        from perm_ray.models.sender import WeightSender
 
-    def adapter_source(self) -> AdapterWeights:
-        """Those of its adapter alone, in the same way."""
-        return self._learner.adapter_weights()
+        weights = self._learner.weights(adapter_only=sync.adapter_only)
+        address = ray.util.get_node_ip_address()
+        self._sender = WeightSender(self.rank, address, weights, engines, engine, sync)
 
-    def apply(self, function: Callable[..., Result], *args: Any) -> Result:
-        """Run `function(this rank, *args)` in this process: how weight sync brings its own half along."""
-        return function(self, *args)
+    def send_weights(self, version: int) -> tuple[int, int | None]:
+        """Send the policy to the engines as `version`: its bytes, and the checksum if one was taken."""
+        if self._sender is None:
+            raise RunError(
+                f"Trainer rank {self.rank} has no engines to send to: connect it first."
+            )
+        return self._sender.send(version)
 
     @property
     def _learner(self) -> Learner:

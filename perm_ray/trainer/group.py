@@ -15,7 +15,8 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from perm_ray.cluster.calls import explain, wait_all
-from perm_ray.config.training import TrainerConfig
+from perm_ray.config.engines import EngineConfig
+from perm_ray.config.training import SyncConfig, TrainerConfig
 from perm_ray.errors import (
     ActorFailedError,
     ActorTimeoutError,
@@ -160,9 +161,21 @@ class TrainerGroup:
         refs = [rank.export.remote(path.absolute()) for rank in self.ranks]
         self._wait(refs, f"exporting to {path}", self._config.step_timeout_s)
 
-    def apply(self, function: Callable[..., Any], *args: Any, doing: str, timeout_s: float) -> list[Any]:
-        """Run `function(rank, *args)` inside every rank; results in order of rank."""
-        return self._wait([rank.apply.remote(function, *args) for rank in self.ranks], doing, timeout_s)
+    def connect_engines(
+        self, engines: Sequence[Any], engine: EngineConfig, sync: SyncConfig, timeout_s: float
+    ) -> None:
+        """Have every rank join the transfer group of all rollout engines."""
+        refs = [rank.connect_engines.remote(engines, engine, sync) for rank in self.ranks]
+        self._wait(refs, "connecting to the engines", timeout_s)
+
+    def send_weights(self, version: int, timeout_s: float) -> tuple[int, int | None]:
+        """Send the policy to every connected engine as `version`.
+
+        Returns:
+            Its size in bytes, and the checksum of what was sent, which the NCCL backend does not take.
+        """
+        refs = [rank.send_weights.remote(version) for rank in self.ranks]
+        return self._wait(refs, f"sending weights, version {version}", timeout_s)[0]
 
     def shutdown(self) -> None:
         """Kill the ranks. May be called more than once."""

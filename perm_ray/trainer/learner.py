@@ -106,11 +106,9 @@ class Learner:
             sums += StepSums(grad_norm=self._update(step), lr=lr)
         return sums
 
-    def weights(self) -> PolicyWeights:
-        return PolicyWeights(self._policy)
-
-    def adapter_weights(self) -> AdapterWeights:
-        return AdapterWeights(self._policy)
+    def weights(self, adapter_only: bool = False) -> PolicyWeights | AdapterWeights:
+        """The policy's weights, its adapter merged, or the adapter alone; read on every rank together."""
+        return AdapterWeights(self._policy) if adapter_only else PolicyWeights(self._policy)
 
     def export(self, path: Path) -> None:
         """Write the policy, its adapter merged; and the adapter alone (`adapter_folder`). Of a
