@@ -1,4 +1,4 @@
-"""One vLLM engine inside this process, stepped by a thread of its own.
+"""One vLLM engine inside this process, built and stepped by a thread of its own.
 
 Rollout actors and judge engines are both built on it. The caller's side is asyncio: `generate` yields
 each answer the moment it finishes; `control` runs a function on the engine thread between two steps
@@ -20,6 +20,7 @@ import sys
 import threading
 import traceback
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from vllm import RequestOutput
 
 T = TypeVar("T")
+
+GPU_BATCH_TOKENS = 8192  # tokens of one engine step, prefill and decoding together; vLLM's server default
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,8 @@ def engine_env(config: EngineConfig) -> dict[str, str]:
     if config.num_gpus == 0:
         # One thread an engine: two engines with two threads each are eight times slower (STACK.md).
         env |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    else:  # each request has a seed or is greedy, which FlashInfer's sampler cannot do: do not compile it
+        env["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
     return env
 
 
@@ -104,9 +109,6 @@ def engine_kwargs(
         "seed": seed,
         "max_model_len": config.max_model_len,
         "max_num_seqs": config.max_num_seqs,
-        # A per-request seed and a prefill cut in two kill vLLM 0.32's CPU sampler.
-        "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(config.max_model_len, 2048),
         "enable_prefix_caching": config.prefix_caching,
         "logprobs_mode": "raw_logprobs" if temperature == 1 else "processed_logprobs",
         "disable_log_stats": True,
@@ -116,13 +118,20 @@ def engine_kwargs(
         kwargs |= {
             "enforce_eager": True,
             "block_size": 32,
+            # A per-request seed and a prefill cut in two kill vLLM 0.32's CPU sampler.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(config.max_model_len, 2048),
             "distributed_executor_backend": "uni",
             "kv_cache_memory_bytes": int((config.kv_cache_gb or 0.5) * 2**30),
         }
     else:
         kwargs |= {
             "enforce_eager": config.enforce_eager,
+            "enable_chunked_prefill": True,
+            "max_num_batched_tokens": max(config.max_model_len, GPU_BATCH_TOKENS),
             "tensor_parallel_size": config.tensor_parallel_size,
+            # Left to itself vLLM takes Ray inside a placement group, and refuses a bundle of several GPUs.
+            "distributed_executor_backend": "mp" if config.tensor_parallel_size > 1 else "uni",
             "gpu_memory_utilization": config.gpu_memory_utilization,
         }
         if config.kv_cache_gb is not None:
@@ -150,21 +159,19 @@ class VLLMEngine:
         exclusive: bool = False,
         temperature: float = 1.0,
     ) -> None:
-        from vllm.engine.arg_utils import EngineArgs
-        from vllm.v1.engine.llm_engine import LLMEngine
-
-        args = EngineArgs(**engine_kwargs(model_dir, config, seed, receives_weights, temperature))
-        try:  # fault boundary: vLLM says why in many ways, none of them one sentence
-            self._engine: Any = LLMEngine.from_engine_args(args)
-        except Exception as error:
-            reason = " ".join(str(error).split())[:600]
-            raise ModelError(f"vLLM cannot serve {model_dir}: {type(error).__name__}: {reason}") from error
-        self._engine.set_weight_version("0")
+        kwargs = engine_kwargs(model_dir, config, seed, receives_weights, temperature)
+        self._engine: Any = None
         self._turn = asyncio.Lock() if exclusive else None
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._listeners: dict[str, Callable[[RequestOutput], None]] = {}
         self._ids = itertools.count()
-        threading.Thread(target=self._serve, name="vllm-engine", daemon=True).start()
+        built: Future[None] = Future()
+        threading.Thread(target=self._run, args=(kwargs, built), name="vllm-engine", daemon=True).start()
+        try:  # fault boundary: vLLM says why in many ways, none of them one sentence
+            built.result()
+        except Exception as error:
+            reason = " ".join(str(error).split())[:600]
+            raise ModelError(f"vLLM cannot serve {model_dir}: {type(error).__name__}: {reason}") from error
 
     async def generate(
         self, requests: Sequence[GenerationRequest], started: Callable[[], None] = lambda: None
@@ -230,8 +237,23 @@ class VLLMEngine:
         waiting = [name for name in names if self._listeners.pop(name, None) is not None]
         self._engine.abort_request(waiting)
 
+    def _run(self, kwargs: Mapping[str, Any], built: Future[None]) -> None:
+        """Build the engine and serve it, in this one thread: vLLM has a current CUDA stream for each thread,
+        and what is captured on one stream and stepped on another reads results before they are there."""
+        try:  # the caller in __init__ raises it
+            from vllm.engine.arg_utils import EngineArgs
+            from vllm.v1.engine.llm_engine import LLMEngine
+
+            self._engine = LLMEngine.from_engine_args(EngineArgs(**kwargs))
+            self._engine.set_weight_version("0")
+        except Exception as error:
+            built.set_exception(error)
+        else:
+            built.set_result(None)
+            self._serve()
+
     def _serve(self) -> None:
-        """The engine thread: run what was sent, step while there is work, hand out what finished."""
+        """Run what was sent, step while there is work, hand out what finished."""
         try:
             while True:
                 if not self._engine.has_unfinished_requests():

@@ -111,9 +111,7 @@ class TrainerRank:
     def send_weights(self, version: int) -> tuple[int, int | None]:
         """Send the policy to the engines as `version`: its bytes, and the checksum if one was taken."""
         if self._sender is None:
-            raise RunError(
-                f"Trainer rank {self.rank} has no engines to send to: connect it first."
-            )
+            raise RunError(f"Trainer rank {self.rank} has no engines to send to: connect it first.")
         return self._sender.send(version)
 
     @property

@@ -251,4 +251,6 @@ def actor_environment(config: TrainerConfig) -> dict[str, str]:
     }
     if config.num_gpus == 0:
         environment["DS_ACCELERATOR"] = "cpu"
+    else:  # micro-batches have all lengths: fixed segments would leave memory in fragments
+        environment["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
     return environment

@@ -16,7 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-BLOCK_ELEMENTS = 1 << 20  # logits at a time: 4 MB in float32, which stays in a core's cache
+from perm_ray.trainer.buffer_sizes import HEAD_BLOCK_ELEMENTS
+
+
+def block_columns(num_tokens: int, device_type: str) -> int:
+    """Columns of the vocabulary in a block of logits for `num_tokens` tokens."""
+    return max(256, HEAD_BLOCK_ELEMENTS[device_type] // max(1, num_tokens) // 64 * 64)
 
 
 def score(
@@ -56,7 +61,7 @@ class _Score(torch.autograd.Function):
         rows = torch.arange(len(hidden), device=hidden.device)
         greatest = hidden.new_full((len(hidden),), -torch.inf, dtype=torch.float32)
         total, weighted, chosen = torch.zeros(3, len(hidden), device=hidden.device)
-        for first, last in _blocks(len(hidden), len(weight)):
+        for first, last in _blocks(hidden, len(weight)):
             logits = _logits(hidden, weight, bias, first, last, temperature)
             inside = (targets >= first) & (targets < last)
             chosen = torch.where(inside, logits[rows, (targets - first).clamp(0, last - first - 1)], chosen)
@@ -84,13 +89,14 @@ class _Score(torch.autograd.Function):
         d_hidden = torch.zeros_like(hidden, dtype=torch.float32)
         d_weight = torch.empty_like(weight) if need_weight else None
         d_bias = torch.empty_like(bias) if need_bias else None
-        for first, last in _blocks(len(hidden), len(weight)):
+        for first, last in _blocks(hidden, len(weight)):
             log_p = _logits(hidden, weight, bias, first, last, ctx.temperature).sub_(log_total[:, None])
             d = torch.zeros_like(log_p)
             if of_logprobs is not None:
                 d = log_p.exp().mul_(-of_logprobs[:, None])
                 inside = (targets >= first) & (targets < last)
-                d[rows[inside], targets[inside] - first] += of_logprobs[inside]
+                columns = (targets - first).clamp(0, last - first - 1)
+                d[rows, columns] += torch.where(inside, of_logprobs, 0.0)  # no wait for the device
             if of_entropy is not None:
                 d -= (of_entropy[:, None] * log_p.exp()).mul_(log_p.add_(entropy[:, None]))
             if ctx.temperature != 1:
@@ -104,8 +110,9 @@ class _Score(torch.autograd.Function):
         return d_hidden.to(hidden.dtype), d_weight, d_bias, None, None, None
 
 
-def _blocks(num_tokens: int, vocabulary: int) -> Iterator[tuple[int, int]]:
-    size = max(256, BLOCK_ELEMENTS // max(1, num_tokens) // 64 * 64)
+def _blocks(hidden: Tensor, vocabulary: int) -> Iterator[tuple[int, int]]:
+    """Divide the vocabulary: (first, one past the last) of each block, sized for the device."""
+    size = block_columns(len(hidden), hidden.device.type)
     for first in range(0, vocabulary, size):
         yield first, min(first + size, vocabulary)
 

@@ -62,11 +62,13 @@ class Learner:
         self._rank = rank
         dtype = getattr(torch, config.dtype)
         self._policy = load_policy(model_dir, dtype)
-        if rank == 0:
+        if rank == 0 and config.zero_stage == 3:  # whole parameters are only here
             check_packing(self._policy)
         if config.lora.rank > 0:
             add_adapter(self._policy, config.lora, rank)
         self._engine = ds.build_engine(config, self._policy, total_steps * config.objective.updates)
+        if rank == 0 and config.zero_stage < 3:  # on the device that trains: its attention is other code
+            check_packing(self._policy)
         self._average = WeightAverage(self._policy, config.ema_decay, rank) if config.ema_decay > 0 else None
         self.state = RankState(self._engine, rank, config.num_ranks, self._average)
         reference = None

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from perm_ray.trainer.head import BLOCK_ELEMENTS, score
+from perm_ray.trainer.head import block_columns, score
 
 VOCABULARY, HIDDEN, TOKENS = 1000, 16, 2100  # in blocks of 448 of the vocabulary, the last one shorter
 
 
 @pytest.fixture
 def head() -> nn.Linear:
-    assert BLOCK_ELEMENTS // TOKENS // 64 * 64 == 448
+    assert block_columns(TOKENS, "cpu") == 448
     torch.manual_seed(0)
     return nn.Linear(HIDDEN, VOCABULARY)
 
@@ -93,3 +93,10 @@ def test_half_precision_is_as_good_as_the_plain_way(head: nn.Linear) -> None:
 
 def plain_half(head: nn.Linear, hidden: Tensor, targets: Tensor) -> Tensor:
     return -nn.functional.cross_entropy(head(hidden).float(), targets, reduction="none")
+
+
+def test_blocks_are_sized_for_the_device() -> None:
+    """152,064 tokens of vocabulary, 7,168 of a micro-batch: hundreds of blocks would starve a GPU."""
+    assert block_columns(7168, "cpu") == 256
+    assert -(-152_064 // block_columns(7168, "cuda")) == 33
+    assert 4 * 7168 * block_columns(7168, "cuda") <= 128 << 20  # bytes of a block in float32
