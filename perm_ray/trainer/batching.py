@@ -29,12 +29,15 @@ class TrainSequence:
         trained: Whether each of them is learned from.
         logprobs: The sampler's log-probability of each trained token, in nats.
         advantage: That of the whole sequence, shared by all its trained tokens.
+        soft_targets: For supervised objectives, pairs (token id, probability) in the stead of each trained
+            token; empty when the tokens themselves are the targets.
     """
 
     token_ids: tuple[int, ...]
     trained: tuple[bool, ...]
     logprobs: tuple[float, ...]
     advantage: float
+    soft_targets: tuple[tuple[tuple[int, float], ...], ...] = ()
 
     def __post_init__(self) -> None:
         trained = sum(self.trained)
@@ -44,6 +47,11 @@ class TrainSequence:
                 "A training sequence needs a prompt, a trained token after it and one sampler log-probability"
                 f" for each trained token, found {len(self.token_ids)} tokens, a mask of {len(self.trained)} "
                 f"with {trained} trained, and {len(self.logprobs)} log-probabilities."
+            )
+        if self.soft_targets and len(self.soft_targets) != trained:
+            raise RunError(
+                f"A training sequence with soft targets needs one for each of its {trained} trained tokens, "
+                f"found {len(self.soft_targets)}."
             )
 
     @classmethod

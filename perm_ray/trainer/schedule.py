@@ -1,4 +1,4 @@
-"""Learning-rate schedule of a run, as a factor of its peak. Pure; `deepspeed.py` gives it to the optimizer."""
+"""Learning-rate schedule, as a factor of its peak. Pure; `deepspeed.py` gives it to the optimizer."""
 
 from __future__ import annotations
 

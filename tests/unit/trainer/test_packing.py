@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from perm_ray.errors import RunError
 from perm_ray.trainer.batching import Totals, TrainSequence, plan_step
 from perm_ray.trainer.losses import LOSSES
 from perm_ray.trainer.objectives.policy import PolicyObjective
+from perm_ray.trainer.objectives.supervised import SupervisedObjective
 from perm_ray.trainer.packing import PackedBatch, check_packing, load_policy, pack
 from perm_ray.types import Span
 from tests.support.tiny_model import write_tiny_model
@@ -121,6 +123,36 @@ def test_the_loss_of_dialogues_is_that_of_plain_torch(
     difference = (sampler - torch.cat(logprobs).detach()).abs()
     assert sums.tokens == 13
     assert sums.logprob_diff == pytest.approx(float(difference.sum()), abs=1e-4)
+
+
+def test_the_supervised_loss_is_the_cross_entropy_of_trained_tokens(model_dir: Path, stock: Any) -> None:
+    """A dialogue with hard targets beside one whose first token has a distribution; values and gradients."""
+    soft = (((40, 0.25), (300, 0.75)), ((41, 1.0),), ((42, 0.5), (1, 0.5)))
+    mixed = (DIALOGUES[0], dataclasses.replace(DIALOGUES[1], soft_targets=soft))
+    policy = load_policy(model_dir, torch.float32)
+    objective = SupervisedObjective(PlainEngine(policy))
+    totals = Totals(tokens=8, sequences=2)
+    objective.begin_step([])
+    found, sums = objective((mixed,), totals)
+    found.backward()
+
+    stock.zero_grad()
+    log_p = stock(input_ids=torch.tensor([mixed[1].token_ids]), use_cache=False).logits[0].log_softmax(-1)
+    expected = -torch.cat(scored(stock, mixed[:1], 1.0)).sum()
+    for offset, pairs in enumerate(soft):
+        for token, probability in pairs:
+            expected = expected - probability * log_p[len(PROMPT) - 1 + offset, token]
+    (expected / 8).backward()
+    assert float(found.detach()) == pytest.approx(float(expected.detach()) / 8, abs=1e-5)
+    assert (sums.tokens, sums.loss) == (8, pytest.approx(float(found.detach()), abs=1e-6))
+    ours = dict(policy.named_parameters())
+    for name, parameter in stock.named_parameters():
+        torch.testing.assert_close(ours[name].grad, parameter.grad, atol=1e-5, rtol=1e-3)
+
+
+def test_soft_targets_of_another_number_are_refused() -> None:
+    with pytest.raises(RunError, match="one for each of its 3 trained tokens, found 1"):
+        dataclasses.replace(DIALOGUES[1], soft_targets=(((40, 1.0),),))
 
 
 def test_a_users_turn_at_the_end_is_left_out() -> None:

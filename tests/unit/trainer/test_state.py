@@ -8,7 +8,7 @@ from perm_ray.trainer.state import _separate_groups
 
 
 def test_each_parameter_has_a_step_of_its_own_where_it_lives() -> None:
-    """The fused Adam of a GPU reads the step by its address; `meta` stands for a device other than the CPU."""
+    """The fused Adam of a GPU reads the step by its address; `meta` stands in for a GPU."""
     parameters = [torch.nn.Parameter(torch.empty(2, device="meta")), torch.nn.Parameter(torch.zeros(2))]
     groups = [{"params": [p], "weight_decay": decay} for p, decay in zip(parameters, (0.1, 0.0), strict=True)]
     optimizer = torch.optim.AdamW(groups)
