@@ -56,7 +56,7 @@ def _completions(config: Config) -> list[JudgeItem]:
     from perm_ray.cluster.placement import demands
     from perm_ray.cluster.session import start_ray, stop_ray
     from perm_ray.rollout.pool import RolloutPool
-    from perm_ray.runs.runtime import plan_run, prepare_models
+    from perm_ray.runs.run_plan import plan_run, prepare_models
     from perm_ray.runs.signals import StopSignals
 
     models = prepare_models(plan_run(config))
@@ -66,7 +66,7 @@ def _completions(config: Config) -> list[JudgeItem]:
     with StopSignals() as stop:
         try:
             start_ray(config.ray, rows)
-            stop.take_back()
+            stop.reinstall()
             pool = RolloutPool(config.rollout, models.policy, seed=0, deterministic=True)
             wait_all(pool.starting(), timeout_s=config.rollout.engine.start_timeout_s, doing="starting")
             completions = list(pool.sample(prompts, num_completions=NUM_COMPLETIONS, step=0))

@@ -145,7 +145,7 @@ def judging(config: Config) -> Iterator[JudgeSession]:
     with StopSignals() as stop:
         try:
             start_ray(config.ray, rows)
-            stop.take_back()
+            stop.reinstall()
             places = reserve(config.ray, rows, _say)
             seed, deterministic = config.run.seed, config.run.deterministic
             judges = start_judges(config.judges, perspectives, folders, seed, deterministic, places)

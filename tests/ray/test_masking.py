@@ -8,7 +8,7 @@ from perm_ray.config.training import RewardConfig, TrainerConfig
 from perm_ray.experience import Collector
 from perm_ray.judges.judge import JudgeTask
 from perm_ray.judges.registry import PERSPECTIVES, build_perspective
-from perm_ray.train import train_sequences
+from perm_ray.loop import train_sequences
 from perm_ray.trainer.batching import TrainSequence
 from perm_ray.trainer.group import TrainerGroup
 from perm_ray.types import Judgment, Status

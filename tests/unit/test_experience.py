@@ -14,8 +14,8 @@ from perm_ray.errors import NotFiniteError
 from perm_ray.experience import Collected, Collector, check_finite
 from perm_ray.judges.judge import JudgeTask
 from perm_ray.judges.registry import PERSPECTIVES, build_perspective
+from perm_ray.loop import train_sequences
 from perm_ray.tracking.rollout_metrics import rollout_metrics
-from perm_ray.train import train_sequences
 from perm_ray.types import Completion, FinishReason, Judgment, Prompt, RolloutGroup, Status
 from tests.support.fakes import (
     FakeJudgePanel,

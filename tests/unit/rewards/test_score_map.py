@@ -19,7 +19,7 @@ from perm_ray.files import write_json_atomic
 from perm_ray.judges.registry import PERSPECTIVES, build_perspective
 from perm_ray.rewards.reward import reward_of
 from perm_ray.rewards.score_map import ScoreMap, load_score_maps, score_maps_document, score_maps_for
-from perm_ray.runs.runtime import plan_run
+from perm_ray.runs.run_plan import plan_run
 from perm_ray.types import Judgment, Status
 
 FOUR = {name: build_perspective(name) for name in PERSPECTIVES}

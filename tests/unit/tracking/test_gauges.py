@@ -32,7 +32,7 @@ def test_ray_takes_the_gauge_of_any_scenarios_tag() -> None:
     slices = {name for scenario in load_scenarios("builtin:train") for name in slice_names(scenario)}
     assert not all(map(str.isascii, slices))
     metrics = {f"slice/{name}/reward": 0.5 for name in (*slices, "culture/日本")}
-    RayGauges("kind").set(1, metrics)
+    RayGauges("kind").metrics(1, metrics)
 
 
 def test_the_dashboard_asks_for_gauges_that_a_run_has() -> None:
