@@ -101,18 +101,19 @@ class Collector:
         wanted = len(prompts) * num_completions
         answers: dict[ItemKey, tuple[Completion, Sections]] = {}
         stream = self.rollouts.sample(prompts, num_completions=num_completions, step=step, purpose=purpose)
+        judging = self.panel.batch()
         report("generate", 0, wanted)
         for completion in stream:
             sections = split_sections(completion.text)
             key = completion.scenario_id, completion.index
             answers[key] = completion, sections
-            self.panel.submit(key, scenarios[completion.scenario_id], sections)
+            judging.submit(key, scenarios[completion.scenario_id], sections)
             report("generate", len(answers), wanted)
         if len(answers) != wanted:
             raise RunError(f"The rollout engines gave {len(answers)} of {wanted} completions in step {step}.")
         generated, sampled_at = time.monotonic(), time.time()
         report("judge", 0, wanted)
-        judged = self.panel.collect()
+        judged = judging.collect()
         rollouts = [
             [self._rollout(*answers[key], judged.judgments[key]) for key in _keys(prompt, num_completions)]
             for prompt in prompts

@@ -130,7 +130,7 @@ class ProbeJudges(Hook):
             return state
         run.stop.check()
         run.progress.note(f"Probing the judges with {len(run.probes.items)} texts.")
-        probing = run.probes.look(run.session.judge(run.probes.items))
+        probing = run.probes.look(run.judges.judge(run.probes.items))
         run.directory.write_probes(step, probing.metrics, probing.report.rows())
         run.sinks.metrics(step, probing.metrics, "probe")
         for rise in probing.rises:

@@ -20,8 +20,8 @@ from perm_ray.evaluation.probes.probe_report import ProbeWatch
 from perm_ray.evaluation.probes.probe_set import load_probes
 from perm_ray.experience import Collector, Experience
 from perm_ray.judges.accounting import FailureLimit
+from perm_ray.judges.panel import JudgePanel
 from perm_ray.judges.session import (
-    JudgeSession,
     start_judges,
 )
 from perm_ray.rollout.pool import RolloutPool
@@ -92,7 +92,7 @@ class Run:
     stop: StopSignals
     collector: Collector
     experience: Experience
-    session: JudgeSession
+    judges: JudgePanel
     probes: ProbeWatch
     trainer: TrainerGroup
     weight_sync: WeightSync
@@ -225,7 +225,7 @@ def _start(
     trainer.wait_ready()
     weight_sync = WeightSync(trainer, rollouts, config.sync)
     weight_sync.connect()
-    collector = Collector(rollouts, judges.panel, plan.perspectives, config.rewards, plan.score_maps)
+    collector = Collector(rollouts, judges, plan.perspectives, config.rewards, plan.score_maps)
     records = DirectorySink(directory, AmbiguityRule(config.judges.ambiguity, plan.perspectives))
     gauges = (RayGauges(directory.name),) if config.ray.address is not None else ()
     run = Run(
@@ -239,7 +239,7 @@ def _start(
         experience=Experience(
             collector, plan.new_sampler(), models.train_prompts, config.rollout, progress.phase
         ),
-        session=JudgeSession(plan.perspectives, judges),
+        judges=judges,
         probes=ProbeWatch(
             config.evaluation.probes,
             load_probes() if config.evaluation.probes.every else (),

@@ -8,17 +8,19 @@ from pathlib import Path
 
 from perm_ray.cluster.placement import check_local_resources, demands
 from perm_ray.config.schema import Config
-from perm_ray.data.prompts import ChatRenderer, build_prompts, load_template
+from perm_ray.data.documents import Document
+from perm_ray.data.prompts import build_prompts, load_template
 from perm_ray.data.sampler import ScenarioSampler
 from perm_ray.data.scenarios import load_scenarios, scenario_digest
 from perm_ray.errors import ConfigError
-from perm_ray.files import fingerprint, text_digest
+from perm_ray.files import fingerprint
 from perm_ray.judges.perspective import Perspective
 from perm_ray.judges.session import (
     build_perspectives,
     check_judge_prompts,
     resolve_judges,
 )
+from perm_ray.models.chat import ChatRenderer
 from perm_ray.models.resolve import check_context, resolve_model
 from perm_ray.rewards.reward import check_perspectives
 from perm_ray.rewards.score_map import ScoreMap, score_maps_for
@@ -34,7 +36,7 @@ class RunPlan:
     heldout: tuple[Scenario, ...]
     perspectives: Mapping[str, Perspective]
     score_maps: Mapping[str, ScoreMap]
-    template: str
+    template: Document
 
     def contents(self) -> dict[str, str]:
         """What the configuration's paths lead to, by digest: a resumed run must find the same."""
@@ -42,7 +44,7 @@ class RunPlan:
         return {
             "set of training scenarios": scenario_digest(self.train),
             "set of held-out scenarios": scenario_digest(self.heldout),
-            "prompt template": text_digest(self.template),
+            "prompt template": self.template.digest_of_all,
             **rubrics,
         }
 

@@ -9,12 +9,16 @@ from pathlib import Path
 from perm_ray.data.scenarios import load_scenarios
 from perm_ray.tracking.gauges import RayGauges, gauge_name
 from perm_ray.tracking.slices import slice_names
-from tests.e2e.test_train import METRICS, PERSPECTIVES
+from tests.e2e.test_train import BUILTIN_PERSPECTIVES, METRICS
 
 DASHBOARD = Path(__file__).parents[3] / "cluster" / "grafana" / "perm_ray.json"
 # Of a run's metrics those that the end-to-end test does not list one by one.
 FURTHER = {
-    *(f"judge/{p}/{name}" for p in PERSPECTIVES for name in ("mean", "unparseable", "busy", "wait_s")),
+    *(
+        f"judge/{p}/{name}"
+        for p in BUILTIN_PERSPECTIVES
+        for name in ("mean", "unparseable", "busy", "wait_s")
+    ),
     *("policy/mismatch_kl", "time/checkpoint_s", "step"),
 }
 
