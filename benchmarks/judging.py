@@ -21,7 +21,6 @@ from perm_ray.types import NO_TOKENS, JudgeItem, Scenario, Sections, Status
 
 if TYPE_CHECKING:
     from perm_ray.judges.panel import JudgePanel
-    from perm_ray.judges.pool import JudgeEnginePool
 
 DESCRIPTION = "Judging: 64 completions from four perspectives"
 CONFIG = "local.yaml"
@@ -56,7 +55,7 @@ def _completions(config: Config) -> list[JudgeItem]:
     from perm_ray.cluster.placement import demands
     from perm_ray.cluster.session import start_ray, stop_ray
     from perm_ray.rollout.pool import RolloutPool
-    from perm_ray.runs.runtime import plan_run, prepare_models
+    from perm_ray.runs.run_plan import plan_run, prepare_models
     from perm_ray.runs.signals import StopSignals
 
     models = prepare_models(plan_run(config))
@@ -66,7 +65,7 @@ def _completions(config: Config) -> list[JudgeItem]:
     with StopSignals() as stop:
         try:
             start_ray(config.ray, rows)
-            stop.take_back()
+            stop.reinstall()
             pool = RolloutPool(config.rollout, models.policy, seed=0, deterministic=True)
             wait_all(pool.starting(), timeout_s=config.rollout.engine.start_timeout_s, doing="starting")
             completions = list(pool.sample(prompts, num_completions=NUM_COMPLETIONS, step=0))
@@ -87,26 +86,24 @@ def _item(scenario: Scenario, index: int, words: Sequence[str]) -> JudgeItem:
 
 def _settings(config: Config, items: Sequence[JudgeItem], num_engines: int, cache: bool) -> Figures:
     """All modes on one set of engines."""
+    from perm_ray.cli.judging.judges_up import judges_up
     from perm_ray.cluster.calls import wait_all
     from perm_ray.judges.panel import JudgePanel
     from perm_ray.judges.pool import JudgePool
-    from perm_ray.judges.session import judging
 
     figures: Figures = {}
     judges = _judges(config.judges, num_engines, cache)
-    with judging(replace(config, judges=judges)) as session:
+    with judges_up(replace(config, judges=judges)) as up:
         for mode in MODES:
             pools = {
-                name: JudgePool(session.perspectives[name], _with_mode(pool, mode), judges, config.run.seed)
+                name: JudgePool(up.perspectives[name], _with_mode(pool, mode), judges, config.run.seed)
                 for name, pool in judges.pools.items()
             }
             for pool in pools.values():
                 wait_all(pool.starting(), timeout_s=60.0, doing="starting")
-            panel = JudgePanel(pools, session.perspectives, deterministic=False)
-            _round(panel, session.judges.engines, items[:2])  # compiles grammars
-            rounds = [
-                _round(panel, session.judges.engines, items) for _ in range(ROUNDS[mode] if cache else 1)
-            ]
+            panel = JudgePanel(pools, up.perspectives, deterministic=False, engines=up.engines)
+            _round(panel, items[:2])  # compiles grammars
+            rounds = [_round(panel, items) for _ in range(ROUNDS[mode] if cache else 1)]
             name = f"{mode}, {num_engines} engine{'s' if num_engines > 1 else ''}"
             name += "" if cache else ", no cache"
             figures |= {f"{name}: {what}": median(r[what] for r in rounds) for what in rounds[0]}
@@ -131,13 +128,13 @@ def _with_mode(pool: JudgePoolConfig, mode: str) -> JudgePoolConfig:
     return replace(pool, scoring=replace(pool.scoring, mode=mode))
 
 
-def _round(panel: JudgePanel, engines: JudgeEnginePool, items: Sequence[JudgeItem]) -> dict[str, float]:
+def _round(panel: JudgePanel, items: Sequence[JudgeItem]) -> dict[str, float]:
     """Judge all items once, from an empty cache."""
-    engines.forget()
-    start = time.monotonic()
+    panel.forget()
+    start, batch = time.monotonic(), panel.batch()
     for item in items:
-        panel.submit((item.item_id, 0), item.scenario, item.sections)
-    report = panel.collect()
+        batch.submit((item.item_id, 0), item.scenario, item.sections)
+    report = batch.collect()
     seconds = time.monotonic() - start
     judgments = [judgment for found in report.judgments.values() for judgment in found.values()]
     tokens = sum((judgment.tokens for judgment in judgments), NO_TOKENS)

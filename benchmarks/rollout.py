@@ -55,7 +55,7 @@ def measure(config: Config) -> dict[str, float | list[float]]:
     from perm_ray.models.vllm import engine_env
     from perm_ray.rollout.actor import completion_seed
     from perm_ray.rollout.pool import RolloutPool
-    from perm_ray.runs.runtime import plan_run, prepare_models
+    from perm_ray.runs.run_plan import plan_run, prepare_models
 
     engine = replace(config.rollout.engine, replicas=1)
     sampling: RolloutConfig = replace(config.rollout, engine=engine, max_completion_tokens=MAX_TOKENS)

@@ -24,7 +24,7 @@ def train(config: Config) -> TrainingRun:
     """Run `config` as `perm-ray train` does, without a tracker."""
     from perm_ray.cli.train import train_plan
     from perm_ray.runs.directory import RunDirectory, run_path
-    from perm_ray.runs.runtime import plan_run
+    from perm_ray.runs.run_plan import plan_run
 
     with tempfile.TemporaryDirectory(prefix="perm-ray-benchmark-") as folder:
         config = replace(

@@ -12,8 +12,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from perm_ray.config.schema import RolloutConfig
 from perm_ray.config.training import RewardConfig
 from perm_ray.data.prompts import split_sections
+from perm_ray.data.sampler import ScenarioSampler
 from perm_ray.errors import NotFiniteError, RunError
 from perm_ray.judges.judge import ItemKey
 from perm_ray.judges.panel import JudgePanel
@@ -23,6 +25,9 @@ from perm_ray.rewards.advantages import advantages_of
 from perm_ray.rewards.reward import reward_of
 from perm_ray.rewards.score_map import ScoreMap
 from perm_ray.rollout.pool import RolloutPool
+from perm_ray.tracking.rollout_metrics import rollout_metrics
+from perm_ray.tracking.slices import slice_metrics
+from perm_ray.trainer.batching import TrainSequence
 from perm_ray.types import Completion, Judgment, Prompt, Rollout, RolloutGroup, Sections
 
 Report = Callable[[str, int, int], None]
@@ -56,6 +61,20 @@ class Collected:
         """All that the policy was asked for: metrics of these are not biased by what was replaced."""
         return self.groups + self.replaced
 
+    def reward_metrics(self) -> dict[str, float]:
+        """Return rewards, scores, format and lengths of all that was sampled, also by slice."""
+        return rollout_metrics(self.sampled) | slice_metrics(self.sampled)
+
+    def metrics(self) -> dict[str, float]:
+        """Return `reward_metrics`, the judge pools' load, the sampling speed and the phases' seconds."""
+        metrics = self.reward_metrics() | dict(self.load_metrics)
+        return metrics | {
+            "rollout/tokens_per_s": metrics["rollout/tokens"] / self.generate_s,
+            "group/resampled": float(self.resampled),
+            "time/generate_s": self.generate_s,
+            "time/judge_s": self.judge_s,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Collector:
@@ -82,18 +101,19 @@ class Collector:
         wanted = len(prompts) * num_completions
         answers: dict[ItemKey, tuple[Completion, Sections]] = {}
         stream = self.rollouts.sample(prompts, num_completions=num_completions, step=step, purpose=purpose)
+        judging = self.panel.batch()
         report("generate", 0, wanted)
         for completion in stream:
             sections = split_sections(completion.text)
             key = completion.scenario_id, completion.index
             answers[key] = completion, sections
-            self.panel.submit(key, scenarios[completion.scenario_id], sections)
+            judging.submit(key, scenarios[completion.scenario_id], sections)
             report("generate", len(answers), wanted)
         if len(answers) != wanted:
             raise RunError(f"The rollout engines gave {len(answers)} of {wanted} completions in step {step}.")
         generated, sampled_at = time.monotonic(), time.time()
         report("judge", 0, wanted)
-        judged = self.panel.collect()
+        judged = judging.collect()
         rollouts = [
             [self._rollout(*answers[key], judged.judgments[key]) for key in _keys(prompt, num_completions)]
             for prompt in prompts
@@ -156,6 +176,69 @@ class Collector:
             judgments, self.perspectives, tokens, self.rewards, self.score_maps, truncated
         )
         return Rollout(completion, sections, judgments, reward, masked_because)
+
+
+class Experience:
+    """Judged groups for each step, sampled and judged when they are asked for: the synchronous case.
+
+    The loop asks for a step with `take` and says with `published` that the engines hold new weights.
+    """
+
+    def __init__(
+        self,
+        collector: Collector,
+        sampler: ScenarioSampler,
+        prompts: Sequence[Prompt],
+        config: RolloutConfig,
+        report: Report = silent,
+    ) -> None:
+        self._collector = collector
+        self._sampler = sampler
+        self._prompts = prompts
+        self._config = config
+        self._report = report
+
+    def take(self, step: int) -> Collected:
+        """Return the groups that `step` trains on, each with its advantages."""
+        drawn: set[int] = set()
+
+        def draw(count: int) -> list[Prompt]:
+            """Draw prompts; one that the step has already (an epoch may end within it) is left out."""
+            fresh = [index for index in self._sampler.next_batch(count) if index not in drawn]
+            drawn.update(fresh)
+            return [self._prompts[index] for index in fresh]
+
+        return self._collector.collect_varied(
+            draw,
+            num_prompts=self._config.prompts_per_step,
+            max_resamples=self._config.max_resamples,
+            num_completions=self._config.completions_per_prompt,
+            step=step,
+            report=self._report,
+        )
+
+    def published(self, version: int) -> None:
+        """Note that the engines hold `version`. Nothing is sampled between two calls of `take`."""
+        del version
+
+    def state(self) -> Mapping[str, object]:
+        """Return the place in the data, for a checkpoint."""
+        return self._sampler.state()
+
+    def restore(self, state: Mapping[str, object]) -> None:
+        """Go on from the place of a checkpoint."""
+        self._sampler.restore(state)
+
+
+def train_sequences(groups: Sequence[RolloutGroup]) -> list[TrainSequence]:
+    """Return what the trainer learns from: every rollout that is not masked, with its sampled token ids."""
+    sequences = []
+    for group in groups:
+        for rollout, advantage in zip(group.rollouts, group.advantages, strict=True):
+            completion = rollout.completion
+            if not rollout.masked and completion.token_ids:
+                sequences.append(TrainSequence.of(group.prompt.token_ids, completion.spans, advantage))
+    return sequences
 
 
 def make_groups(

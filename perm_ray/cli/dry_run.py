@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from perm_ray.cluster.placement import Demand, demands, total
 from perm_ray.cluster.planning.time import trained_tokens
 from perm_ray.config.load import dump_config
-from perm_ray.runs.runtime import RunPlan
+from perm_ray.runs.run_plan import RunPlan
 
 
 def describe(plan: RunPlan) -> str:

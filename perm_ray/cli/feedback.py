@@ -38,12 +38,12 @@ def run(arguments: Sequence[str]) -> int:
     """Returns the exit code; raises `PermRayError`s for `cli.py` to print."""
     options = parser().parse_args(arguments)
     from perm_ray.files import write_jsonl_atomic
-    from perm_ray.judges.registry import PERSPECTIVES, build_perspective
+    from perm_ray.judges.perspective import BUILTIN_PERSPECTIVES, load_perspective
     from perm_ray.tracking.feedback import find_run, pull_feedback
 
     directory = Path(options.run)
     run_id, uri = find_run(options.run, options.uri, _configured_uri(directory))
-    scales = {name: build_perspective(name).scale for name in PERSPECTIVES}
+    scales = {name: load_perspective(name).scale for name in BUILTIN_PERSPECTIVES}
     pulled = pull_feedback(uri, run_id, scales)
     if not pulled.rows:
         print(f"Nobody has given feedback on run {run_id} yet; nothing was written.")

@@ -13,7 +13,7 @@ from perm_ray.cluster.session import start_ray, stop_ray
 from perm_ray.models.resolve import resolve_model
 from perm_ray.runs.checkpoint import Checkpoints
 from perm_ray.runs.replay import FailedStep
-from perm_ray.runs.runtime import RunPlan
+from perm_ray.runs.run_plan import RunPlan
 from perm_ray.trainer.group import TrainerGroup
 
 

@@ -72,7 +72,7 @@ def run(arguments: Sequence[str]) -> int:
     authenticate(address)
     from perm_ray.cluster.jobs.client import JobsClient
     from perm_ray.cluster.placement import demands
-    from perm_ray.runs.runtime import plan_run
+    from perm_ray.runs.run_plan import plan_run
 
     plan_run(config)
     client = JobsClient(address)

@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import secrets
-import sys
 from collections.abc import Sequence
 
 from perm_ray.cluster.placement import Demand, total
@@ -15,7 +14,7 @@ from perm_ray.errors import RunError
 
 
 def authenticate(address: str | None) -> None:
-    """Turn Ray's token authentication on; call it before anything imports Ray, which reads it then.
+    """Turn Ray's token authentication on, before `ray.init`, which reads it then.
 
     A private cluster (`address` None) gets a token of its own that nobody else knows, and its processes
     listen on loopback only. For an existing one the user's token applies, and `RAY_AUTH_MODE` when set.
@@ -23,10 +22,8 @@ def authenticate(address: str | None) -> None:
     if address is not None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         return
-    if "ray" not in sys.modules:
+    if os.environ.get("RAY_AUTH_MODE") != "token" or "RAY_AUTH_TOKEN" not in os.environ:
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
-    elif os.environ.get("RAY_AUTH_MODE") != "token" or "RAY_AUTH_TOKEN" not in os.environ:
-        raise RunError("Ray was imported before its token authentication was set: call authenticate() first.")
     # Ray takes the machine's outward address, even when told otherwise, unless there can be no other node.
     os.environ.update(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", GLOO_SOCKET_IFNAME="lo")
 

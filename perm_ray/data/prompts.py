@@ -1,28 +1,21 @@
-"""A scenario becomes a prompt; a completion falls into its analysis and its response.
+"""Turn a scenario into a prompt, and split a completion into its analysis and its response.
 
-Between the data and the policy: the driver renders each scenario once, with the policy's own chat
-template and tokenizer, and the engines receive token ids. On the way back the answer is split into
-what the supporter understood and what the seeker reads. Only the light `tokenizers` and `jinja2` are
-imported here, so that a driver can check every prompt before anything heavy starts.
+The driver renders each scenario once, with the policy's own chat template and tokenizer, and the engines
+receive token ids. On the way back the answer is split into what the supporter understood and what the
+seeker reads.
 """
 
 from __future__ import annotations
 
-import json
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Protocol
 
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import Tokenizer
-
-from perm_ray.errors import ConfigError, DataError, ModelError
+from perm_ray.data.documents import Document, fill, read_document
+from perm_ray.errors import ConfigError, DataError
 from perm_ray.types import Message, Prompt, Scenario, Sections
 
 MAX_SHOWN = 20
@@ -34,57 +27,66 @@ class Renderer(Protocol):
 
     def render(self, messages: Sequence[Message], prefix: str = "") -> tuple[int, ...]: ...
 
+    def without_special_tokens(self, text: str) -> str: ...
+
 
 # ---- the prompt -----------------------------------------------------------------------------
 
 
-def load_template(path: str | None) -> str:
-    """The system prompt: the text of the file `path`, or the library's own when None."""
-    source = _DEFAULT_TEMPLATE if path is None else Path(path).expanduser()
-    try:
-        text = source.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise ConfigError(
-            f"prompt.template must be a text file that can be read, found {path!r} ({why}): "
-            f"correct the path, or leave it null for the default."
-        ) from error
-    if not text:
-        raise ConfigError(
-            f"prompt.template must be a file with text, found {path!r}, which is empty: "
-            f"write the system prompt into it, or leave it null for the default."
-        )
-    return text
+def load_template(path: str | None) -> Document:
+    """Read the policy's prompt template: the file `path`, or the built-in one when None.
+
+    Its text is the system prompt; `user` in its front matter is the user's message, with {persona},
+    {situation} and {query}. `mine.de.md` beside `mine.md` is the same for scenarios in German.
+
+    Raises:
+        ConfigError: The file cannot be read, or its user message does not show the query.
+    """
+    defaults = read_document(_DEFAULT_TEMPLATE, "prompt.template").front
+    if path is None:
+        return read_document(_DEFAULT_TEMPLATE, "prompt.template")
+    document = read_document(Path(path).expanduser(), "prompt.template", defaults)
+    for each in (document, *document.variants.values()):
+        user = each.front.get("user")
+        if not isinstance(user, str) or "{query}" not in user or set(each.front) != {"user"}:
+            raise ConfigError(
+                f"prompt.template: the front matter of {path!r} may have one key, user, a text with "
+                f"{{query}} in it (and {{persona}} and {{situation}}), found {dict(each.front)!r}."
+            )
+    return document
 
 
-def build_messages(scenario: Scenario, system: str) -> tuple[Message, ...]:
-    """The system prompt and one user message: persona, situation and the query.
+def build_messages(scenario: Scenario, template: Document) -> tuple[Message, ...]:
+    """Return the system prompt and one user message with persona, situation and query.
 
     Later turns of the dialogue are not shown: the policy answers the first.
     """
-    lines = (
-        f"Persona: {scenario.persona}",
-        f"Situation: {scenario.situation}",
-        f"Message: {scenario.query}",
-    )
-    return (Message("system", system), Message("user", "\n".join(lines)))
-
-
-def build_prompt(scenario: Scenario, system: str, prefix: str, renderer: Renderer, max_tokens: int) -> Prompt:
-    """The scenario as token ids; more than `max_tokens` of them is a `DataError`."""
-    return build_prompts((scenario,), system, prefix, renderer, max_tokens)[0]
+    document = template.of(scenario.language)
+    values = {"persona": scenario.persona, "situation": scenario.situation, "query": scenario.query}
+    return (Message("system", document.text), Message("user", fill(str(document.front["user"]), values)))
 
 
 def build_prompts(
-    scenarios: Iterable[Scenario], system: str, prefix: str, renderer: Renderer, max_tokens: int
+    scenarios: Iterable[Scenario], template: Document, prefix: str, renderer: Renderer, max_tokens: int
 ) -> tuple[Prompt, ...]:
-    """Every scenario as a prompt, in order; one `DataError` names all that are too long.
+    """Render every scenario as a prompt, in order.
 
-    `prefix` opens the assistant's turn: the policy goes on from it.
+    Special tokens of the policy's tokenizer that are written in a scenario are taken out first, so that no
+    row of data can open a turn of its own.
+
+    Args:
+        scenarios: The rows of a data set.
+        template: From `load_template`.
+        prefix: The opening of the assistant's turn, from which the policy goes on.
+        renderer: The policy's chat template and tokenizer.
+        max_tokens: The longest that a prompt may be, in tokens.
+
+    Raises:
+        DataError: Prompts are too long; one error names them all.
     """
     prompts: list[Prompt] = []
     for scenario in scenarios:
-        messages = build_messages(scenario, system)
+        messages = build_messages(_without_special_tokens(scenario, renderer), template)
         prompts.append(Prompt(scenario, messages, prefix, renderer.render(messages, prefix)))
     too_long = [prompt for prompt in prompts if len(prompt.token_ids) > max_tokens]
     if too_long:
@@ -92,10 +94,18 @@ def build_prompts(
         if len(too_long) > MAX_SHOWN:
             shown.append(f"and {len(too_long) - MAX_SHOWN} more")
         raise DataError(
-            f"a prompt may have {max_tokens} tokens (prompt.max_tokens), but {', '.join(shown)}: "
+            f"A prompt may have {max_tokens} tokens (prompt.max_tokens), but {', '.join(shown)}: "
             f"raise prompt.max_tokens or shorten the scenario."
         )
     return tuple(prompts)
+
+
+def _without_special_tokens(scenario: Scenario, renderer: Renderer) -> Scenario:
+    plain = renderer.without_special_tokens
+    turns = tuple(replace(turn, content=plain(turn.content)) for turn in scenario.dialogue)
+    return replace(
+        scenario, persona=plain(scenario.persona), situation=plain(scenario.situation), dialogue=turns
+    )
 
 
 # ---- the answer -----------------------------------------------------------------------------
@@ -112,8 +122,27 @@ _HEADING = re.compile(
 )
 
 
+_THOUGHT_END = re.compile(r"</think(?:ing)?>")
+_THOUGHT_BEGIN = re.compile(r"<think(?:ing)?>")
+
+
+def without_thoughts(text: str) -> str | None:
+    """Return what a thinking model says after its thoughts; None when it did not come to an end of them.
+
+    A template may have opened the thought in the prompt, so that the text holds only its end.
+    """
+    *_, spoken = _THOUGHT_END.split(text)
+    return None if _THOUGHT_BEGIN.search(spoken) else spoken
+
+
+def is_empty(text: str) -> bool:
+    """Return whether a reader sees nothing said, as of `---` or zero-width characters."""
+    kinds = map(unicodedata.category, text)
+    return not any(kind[0] in "LN" or kind == "So" for kind in kinds)
+
+
 def split_sections(text: str) -> Sections:
-    """Find the analysis and the response of an answer.
+    """Find the analysis and the response of an answer, after the thoughts of a model that thinks first.
 
     A heading stands at the start of a line: `Analysis` or `Response` in any case, after one to six
     `#`, within `**`, or bare; a colon may follow. Text on the same line belongs to the section, and is
@@ -126,9 +155,10 @@ def split_sections(text: str) -> Sections:
     name, because small models start over; headings repeated with nothing between them count as one, and
     Analysis headings repeated within the analysis are dropped from it. Without an Analysis heading, the
     response begins at the first Response heading; a Response heading that only comes before the analysis
-    is none. A section that is missing or blank is None.
+    is none. A section that is missing or empty to a reader (`is_empty`) is None.
     """
-    parts = _parts(text)
+    spoken = without_thoughts(text)
+    parts = _parts(spoken or "")
     names = [name for name, _ in parts]
     start = names.index("analysis") if "analysis" in names else 0
     end = names.index("response", start) if "response" in names[start:] else len(parts)
@@ -138,7 +168,10 @@ def split_sections(text: str) -> Sections:
         if name != "response" or response:
             break
         response = body.strip()
-    return Sections(analysis=analysis.strip() or None, response=response or None)
+    return Sections(
+        analysis=None if is_empty(analysis) else analysis.strip(),
+        response=None if is_empty(response) else response,
+    )
 
 
 def _parts(text: str) -> list[tuple[str, str]]:
@@ -163,133 +196,3 @@ def _heading(line: str) -> tuple[str, str] | None:
         return None
     name = match["name"] or match["plain_name"]
     return name.lower(), match["rest"] if colon else ""
-
-
-# ---- the policy's chat template and tokenizer -----------------------------------------------
-
-
-class ChatRenderer:
-    """Renders chats as a model's own template and tokenizer have it, without transformers.
-
-    Reads `tokenizer.json`, `tokenizer_config.json` and, when it is there, `chat_template.jinja` of the
-    folder `model_dir`. Gives the ids that `apply_chat_template(..., add_generation_prompt=True)` gives.
-    """
-
-    def __init__(self, model_dir: Path) -> None:
-        self._model_dir = model_dir
-        config = _read_config(model_dir)
-        self._tokenizer = _read_tokenizer(model_dir)
-        self._special_tokens = _special_tokens(config)
-        added = self._tokenizer.get_added_tokens_decoder().values()
-        special = sorted((token.content for token in added if token.special), key=len, reverse=True)
-        self._special_pattern = re.compile("|".join(map(re.escape, special))) if special else None
-        try:
-            self._template = _environment().from_string(_chat_template(model_dir, config))
-        except jinja2.TemplateError as error:
-            raise ModelError(f"the chat template of {model_dir} is not valid Jinja: {error}.") from error
-
-    def render(self, messages: Sequence[Message], prefix: str = "") -> tuple[int, ...]:
-        """The chat up to and with the opening of the assistant's turn, then `prefix`."""
-        chat = [{"role": message.role, "content": message.content} for message in messages]
-        try:
-            text = self._template.render(messages=chat, add_generation_prompt=True, **self._special_tokens)
-        except jinja2.TemplateError as error:
-            raise ModelError(
-                f"the chat template of {self._model_dir} refuses a system and a user message: {error}: "
-                f"use a model whose template takes both."
-            ) from error
-        return self.encode(text + prefix)
-
-    def without_special_tokens(self, text: str) -> str:
-        """`text` with a space for each token that the tokeniser treats as special, wherever it is written."""
-        while self._special_pattern and self._special_pattern.search(text):
-            text = self._special_pattern.sub(" ", text)  # again: what was taken out may have split another
-        return text
-
-    def encode(self, text: str) -> tuple[int, ...]:
-        """The ids of `text` as it stands; a chat template has written every special token itself."""
-        return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
-
-
-def _read_config(model_dir: Path) -> dict[str, Any]:
-    path = model_dir / "tokenizer_config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"the model folder {model_dir} has no {path.name}: give a complete one.") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read as JSON: {error}.") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{path} must be a JSON object, found {type(config).__name__}.")
-    return config
-
-
-def _read_tokenizer(model_dir: Path) -> Tokenizer:
-    path = model_dir / "tokenizer.json"
-    if not path.is_file():
-        raise ModelError(f"the model folder {model_dir} has no {path.name}: give one with a fast tokenizer.")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise ModelError(f"{path} is not a tokenizer that can be read: {error}.") from error
-    # Files may carry both from training; either would change a prompt without a word.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def _chat_template(model_dir: Path, config: dict[str, Any]) -> str:
-    path = model_dir / "chat_template.jinja"
-    template: object = config.get("chat_template")
-    if path.is_file():  # wins over the entry, as in transformers
-        template = path.read_text(encoding="utf-8")
-    elif isinstance(template, list):  # several, by name
-        named = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}
-        template = named.get("default")
-    if not isinstance(template, str):
-        raise ModelError(
-            f"the model in {model_dir} has no chat template (neither {path.name} nor chat_template in "
-            f"tokenizer_config.json): use an instruction-tuned model or add the file."
-        )
-    return template
-
-
-def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
-    """`bos_token`, `eos_token` and the like, as templates name them."""
-    tokens: dict[str, str] = {}
-    for key, value in config.items():
-        content = value.get("content") if isinstance(value, dict) else value
-        if key.endswith("_token") and isinstance(content, str):
-            tokens[key] = content
-    return tokens
-
-
-def _environment() -> jinja2.Environment:
-    """Jinja as transformers sets it up for chat templates; sandboxed, for a template is foreign code."""
-
-    def raise_exception(message: str) -> NoReturn:
-        raise jinja2.TemplateError(message)
-
-    def tojson(value: object, ensure_ascii: bool = False, **options: Any) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, **options)  # Jinja's own escapes HTML
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment
-
-
-class _Generation(Extension):
-    """`{% generation %}` marks the assistant's text for training on it: here it changes nothing."""
-
-    tags = {"generation"}  # noqa: RUF012, the base class has it so
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from perm_ray.errors import JudgeFailureRateError
 from perm_ray.types import RolloutGroup, Status
@@ -22,6 +22,19 @@ class FailureLimit:
     def __init__(self, max_rate: float, window: int) -> None:
         self._max_rate = max_rate
         self._steps: deque[tuple[Counter[str], Counter[_Cause]]] = deque(maxlen=window)
+
+    def state(self) -> list[object]:
+        """Return the window's counts, for a checkpoint."""
+        return [
+            [dict(asked), [[*cause, count] for cause, count in causes.items()]]
+            for asked, causes in self._steps
+        ]
+
+    def restore(self, state: Sequence[Any]) -> None:
+        """Go on with the counts of a checkpoint."""
+        for asked, causes in state:
+            counted = {_Cause(name, Status(status), why): count for name, status, why, count in causes}
+            self._steps.append((Counter(asked), Counter(counted)))
 
     def check(self, step: int, groups: Sequence[RolloutGroup]) -> None:
         """Count a step's judgments.

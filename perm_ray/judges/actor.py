@@ -9,14 +9,14 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from perm_ray.judges.asking import Ask, EngineReply
-from perm_ray.judges.judge import Judge, JudgeReply, JudgeTask, NoReplyError
+from perm_ray.judges.asking import EngineReply, Query
+from perm_ray.judges.judge import JudgeReply, JudgeTask, NoReplyError, PromptedJudge
 
 
 class JudgeActor:
     """Made an actor by `pool.py`; light, since the model is in the engine it asks."""
 
-    def __init__(self, judge: Judge, engine_name: str) -> None:
+    def __init__(self, judge: PromptedJudge, engine_name: str) -> None:
         self._judge = judge
         self._engine: Any = ray.get_actor(engine_name)
 
@@ -27,12 +27,12 @@ class JudgeActor:
         """One judgment for each task, in order."""
         return await self._judge.judge(tasks, self._ask)
 
-    async def _ask(self, asks: Sequence[Ask], /) -> tuple[EngineReply, int]:
+    async def _ask(self, queries: Sequence[Query], /) -> tuple[EngineReply, int]:
         config = self._judge.config
         failure = ""
         for attempt in range(1, config.retries + 2):
             # Fault boundary: an engine that dies, hangs or breaks is a failed judgment, and counted.
-            call = self._engine.answer.remote(asks)
+            call = self._engine.answer.remote(queries)
             try:
                 return await asyncio.wait_for(call, config.timeout_s), attempt
             except TimeoutError:

@@ -1,6 +1,6 @@
-"""What can be asked of a judge engine, and what it answers: the border between scoring and engines.
+"""Define what a judge engine can be asked, and what it answers: the border between scoring and engines.
 
-A perspective asks a `Question` about one text. A scoring mode (`modes.py`) turns it into asks of two
+A perspective asks a `Question` about one text. A scoring mode (`modes.py`) turns it into queries of two
 kinds, which every judge engine understands, whatever it is: an in-cluster vLLM engine
 (`judges/engine.py`) or somebody's API (`judges/endpoint_engine.py`). Pure data.
 """
@@ -36,8 +36,8 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class ValueAsk:
-    """How probable is each of `values` (whole numbers, 0 or more) as the answer after `prefix`?
+class ScoreQuery:
+    """Ask how probable each of `values` (whole numbers, 0 or more) is as the answer after `prefix`.
 
     `prefix` is the beginning of the judge's own turn. An engine that cannot begin it asks for the
     number alone instead.
@@ -49,8 +49,8 @@ class ValueAsk:
 
 
 @dataclass(frozen=True, slots=True)
-class TextAsk:
-    """What does the judge write after `prefix`?
+class TextQuery:
+    """Ask what the judge writes after `prefix`.
 
     `regex` (for the text after the prefix) and `json_schema` are two ways to hold it to a form; an
     engine uses the one it can. `temperature` 0 is greedy; `seed` makes a sample repeatable where the
@@ -66,11 +66,11 @@ class TextAsk:
     seed: int | None = None
 
 
-Ask = ValueAsk | TextAsk
+Query = ScoreQuery | TextQuery
 
 
 @dataclass(frozen=True, slots=True)
-class ValueAnswer:
+class ScoreAnswer:
     """Natural-log probabilities of the asked values, out of everything the judge could have said.
 
     A number of several tokens has the probability of all of them and of not going on with another
@@ -83,27 +83,32 @@ class ValueAnswer:
 
 @dataclass(frozen=True, slots=True)
 class TextAnswer:
-    """What the judge wrote after the prefix; `cut` when it ran out of tokens."""
+    """The text that the judge wrote after the prefix; `cut` when its last token or a filter cut it off."""
 
     text: str
     cut: bool = False
     tokens: TokenUsage = NO_TOKENS
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """This ask got no answer, and why; its siblings may have one."""
+class QueryFailed(Exception):
+    """A query that got no answer, and why. Engines return it in the place of an answer, so that the other
+    queries of a batch keep theirs; scoring modes raise it."""
 
-    reason: str
-    tokens: TokenUsage = NO_TOKENS
+    def __init__(self, reason: str, tokens: TokenUsage = NO_TOKENS) -> None:
+        super().__init__(reason, tokens)  # both in args, so that it pickles whole
+        self.reason = reason
+        self.tokens = tokens
+
+    def __str__(self) -> str:
+        return self.reason
 
 
-Answer = ValueAnswer | TextAnswer | Refused
+Answer = ScoreAnswer | TextAnswer | QueryFailed
 
 
 @dataclass(frozen=True, slots=True)
 class EngineReply:
-    """Answers in the order of their asks, and when the engine worked on them: from `started_at` to
+    """Answers in the order of their queries, and when the engine worked on them: from `started_at` to
     `finished_at`, in seconds since the epoch by the engine's own clock. Time in a queue is not work."""
 
     answers: Sequence[Answer]

@@ -16,13 +16,13 @@ from dataclasses import replace
 from perm_ray.config.judges import JudgeEndpointConfig
 from perm_ray.judges.asking import (
     Answer,
-    Ask,
     EngineReply,
-    Refused,
+    Query,
+    QueryFailed,
+    ScoreAnswer,
+    ScoreQuery,
     TextAnswer,
-    TextAsk,
-    ValueAnswer,
-    ValueAsk,
+    TextQuery,
 )
 from perm_ray.models.endpoint import Endpoint, EndpointReply
 from perm_ray.models.endpoint_errors import EndpointError
@@ -48,7 +48,7 @@ class JudgeEndpoint:
         """Returns once the endpoint has answered; raises `ConfigError` when it does not."""
         await self._endpoint.check()
 
-    async def answer(self, asks: Sequence[Ask]) -> EngineReply:
+    async def answer(self, asks: Sequence[Query]) -> EngineReply:
         """Answer `asks`, in order, as many at a time as the endpoint bears."""
         started = time.time()
         answers = await asyncio.gather(*(self._answer(ask) for ask in asks))
@@ -63,12 +63,12 @@ class JudgeEndpoint:
             self._made = Endpoint(self._name, self._config, seed=self._seed)
         return self._made
 
-    async def _answer(self, ask: Ask) -> Answer:
+    async def _answer(self, ask: Query) -> Answer:
         try:  # fault boundary: a request that came to nothing is an ask without an answer
             match ask:
-                case ValueAsk():
+                case ScoreQuery():
                     return await self._values(ask)
-                case TextAsk():
+                case TextQuery():
                     reply = await self._endpoint.chat(
                         ask.messages,
                         max_tokens=ask.max_tokens,
@@ -79,9 +79,9 @@ class JudgeEndpoint:
                     )
                     return TextAnswer(reply.text, reply.cut, reply.tokens)
         except EndpointError as error:
-            return Refused(str(error))
+            return QueryFailed(str(error))
 
-    async def _values(self, ask: ValueAsk) -> Answer:
+    async def _values(self, ask: ScoreQuery) -> Answer:
         """The probabilities of numbers that the endpoint writes as one token and finds likely."""
         *before, last = ask.messages
         request = f"Go on from here with one whole number and nothing else:\n{ask.prefix}"
@@ -93,7 +93,7 @@ class JudgeEndpoint:
         return value_answer(ask, reply)
 
 
-def value_answer(ask: ValueAsk, reply: EndpointReply) -> Answer:
+def value_answer(ask: ScoreQuery, reply: EndpointReply) -> Answer:
     """Read the first token's probabilities; a number that is not listed has none.
 
     A tokeniser that writes 12 as 1 and 2 would give 1 the probability of all the teens, so that is refused:
@@ -101,7 +101,7 @@ def value_answer(ask: ValueAsk, reply: EndpointReply) -> Answer:
     listed as one token.
     """
     if not reply.top_logprobs:
-        return Refused(
+        return QueryFailed(
             "refused: the endpoint gives no log-probabilities: set logprobs to false", reply.tokens
         )
     found = dict.fromkeys(ask.values, -math.inf)
@@ -121,5 +121,5 @@ def value_answer(ask: ValueAsk, reply: EndpointReply) -> Answer:
         reason = (
             "refused: the endpoint writes numbers in several tokens: use scoring.mode reasoned or sampled"
         )
-        return Refused(reason, reply.tokens)
-    return ValueAnswer(found, reply.tokens)
+        return QueryFailed(reason, reply.tokens)
+    return ScoreAnswer(found, reply.tokens)

@@ -13,18 +13,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from perm_ray.config.engines import EngineConfig
-from perm_ray.data.prompts import ChatRenderer
 from perm_ray.errors import ModelError, RunError
 from perm_ray.judges.asking import (
     Answer,
-    Ask,
     EngineReply,
-    Refused,
+    Query,
+    QueryFailed,
+    ScoreAnswer,
+    ScoreQuery,
     TextAnswer,
-    TextAsk,
-    ValueAnswer,
-    ValueAsk,
+    TextQuery,
 )
+from perm_ray.models.chat import ChatRenderer
 from perm_ray.models.vllm import Generation, GenerationRequest, VLLMEngine, check_prompt_fits
 from perm_ray.types import NO_TOKENS, FinishReason, Message, SamplingParams, TokenUsage
 
@@ -45,7 +45,7 @@ class JudgeEngine:
         if not await self._engine.control(lambda engine: engine.reset_prefix_cache()):
             raise RunError("The prefix cache of a judge engine was dropped while it had requests.")
 
-    async def answer(self, asks: Sequence[Ask]) -> EngineReply:
+    async def answer(self, asks: Sequence[Query]) -> EngineReply:
         """Answer `asks`, in order; they are decoded together."""
         plans: dict[int, _Plan] = {}
         answers: dict[int, Answer] = {}
@@ -53,7 +53,7 @@ class JudgeEngine:
             try:
                 plans[index] = self._plan(ask)
             except ModelError as error:  # fault boundary: one text that is too long fails alone
-                answers[index] = Refused(str(error))
+                answers[index] = QueryFailed(str(error))
         requests = [request for plan in plans.values() for request in plan.requests]
         generations: dict[int, Generation] = {}
         begun: list[float] = []
@@ -66,10 +66,10 @@ class JudgeEngine:
         finished = time.time()
         return EngineReply([answers[i] for i in range(len(asks))], min([finished, *begun]), finished)
 
-    def _plan(self, ask: Ask) -> _Plan:
+    def _plan(self, ask: Query) -> _Plan:
         prompt_ids = self._renderer.render(self._safe(ask.messages), ask.prefix)
         match ask:
-            case ValueAsk(prefix=prefix, values=values):
+            case ScoreQuery(prefix=prefix, values=values):
                 tree = value_tree(self._renderer, prefix, values)
                 requests = [
                     GenerationRequest(
@@ -79,7 +79,7 @@ class JudgeEngine:
                     )
                     for path, node in tree.branches()
                 ]
-            case TextAsk(temperature=temperature):
+            case TextQuery(temperature=temperature):
                 tree = None
                 seed = ask.seed if temperature > 0 else None
                 params = SamplingParams(ask.max_tokens, temperature)
@@ -101,7 +101,7 @@ class JudgeEngine:
         tokens = sum((_usage(generation) for generation in generations), NO_TOKENS)
         if plan.tree is not None:
             found = [generation.candidate_logprobs for generation in generations]
-            return ValueAnswer(plan.tree.logprobs(found), tokens)
+            return ScoreAnswer(plan.tree.logprobs(found), tokens)
         (generation,) = generations
         text = self._renderer.decode(generation.token_ids)
         return TextAnswer(text, generation.finish_reason == FinishReason.LENGTH, tokens)

@@ -1,4 +1,4 @@
-"""A judge: puts one perspective's questions to an engine, round by round, and reads the answers.
+"""Judge texts from one perspective: put its questions to an engine, round by round, and read the answers.
 
 Pure but for the asking, which `actor.py` does for it. Here a failure becomes data: whatever goes wrong
 with a judgment ends as a status and a reason in it, never as a number and never as an exception that
@@ -8,19 +8,19 @@ would lose its siblings.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from perm_ray.config.judges import JudgePoolConfig
 from perm_ray.judges import modes
-from perm_ray.judges.asking import Answer, Ask, EngineReply
+from perm_ray.judges.asking import Answer, EngineReply, Query, QueryFailed
 from perm_ray.judges.guard import make_fence
-from perm_ray.judges.modes import AskRefusedError, Steps
+from perm_ray.judges.modes import Steps
 from perm_ray.judges.perspective import Perspective
 from perm_ray.judges.pool_load import Interval
-from perm_ray.judges.scoring import Reading, ScoreError
-from perm_ray.types import NO_TOKENS, Judgment, Scenario, Status, TokenUsage
+from perm_ray.judges.scoring import ScoreError
+from perm_ray.types import NO_TOKENS, JudgeItem, Judgment, Scenario, Status, TokenUsage
 
 ItemKey = tuple[str, int]  # a completion: its scenario and index; an item of a file: its id and 0
 
@@ -44,7 +44,7 @@ class JudgeReply:
 
 
 class NoReplyError(Exception):
-    """The engine did not reply, however often it was tried; `reason` is what became of the last try."""
+    """The engine did not reply to any retry; `reason` says what became of the last one."""
 
     def __init__(self, reason: str, tries: int) -> None:
         super().__init__(reason, tries)
@@ -52,11 +52,26 @@ class NoReplyError(Exception):
         self.tries = tries
 
 
+class Judge(Protocol):
+    """Anything that judges texts: a panel of pools, a reward model, a rule.
+
+    `perspectives` names its judgments.
+    `perm_ray.train(..., judges=mine)` takes any object of this shape.
+    """
+
+    @property
+    def perspectives(self) -> Mapping[str, Perspective]: ...
+
+    def judge(self, items: Iterable[JudgeItem]) -> Iterable[tuple[JudgeItem, Mapping[str, Judgment]]]:
+        """Yield each item, in order, with its judgments by perspective."""
+        ...
+
+
 class Asker(Protocol):
-    """Puts a batch of asks to an engine; returns its reply and how many tries it took, or raises
+    """Put a batch of queries to an engine; returns its reply and how many tries it took, or raises
     `NoReplyError`."""
 
-    async def __call__(self, asks: Sequence[Ask], /) -> tuple[EngineReply, int]: ...
+    async def __call__(self, queries: Sequence[Query], /) -> tuple[EngineReply, int]: ...
 
 
 @dataclass
@@ -65,27 +80,27 @@ class _Case:
 
     task: JudgeTask
     steps: Steps
-    asks: Sequence[Ask]
+    queries: Sequence[Query]
     attempt: int = 1
     tries: int = 0
     tokens: TokenUsage = NO_TOKENS
-    outcome: Reading | ScoreError | str | None = None
+    outcome: Judgment | ScoreError | str | None = None
     latency_s: float = 0.0
 
 
 @dataclass(frozen=True)
-class Judge:
-    """One perspective's judge. `model` names who answers; `continuing` is what kind of engine it is
-    (see `modes.py`)."""
+class PromptedJudge:
+    """One perspective's judge, a prompted language model. `model` names it; `supports_prefill` says whether
+    its engine can go on from a given beginning of its turn (`modes.py`)."""
 
     perspective: Perspective
     config: JudgePoolConfig
     model: str
     seed: int
-    continuing: bool
+    supports_prefill: bool
 
     async def judge(self, tasks: Sequence[JudgeTask], ask: Asker) -> JudgeReply:
-        """Judge `tasks` together: in each round all their asks go to the engine as one batch."""
+        """Judge `tasks` together: in each round all their queries go to the engine as one batch."""
         start = time.monotonic()
         cases = [_Case(task, *self._begin(task, attempt=1)) for task in tasks]
         worked: list[Interval] = []
@@ -99,7 +114,7 @@ class Judge:
             waiting = [case for case in waiting if case.outcome is None]
         return JudgeReply([self._judgment(case) for case in cases], worked)
 
-    def _begin(self, task: JudgeTask, attempt: int) -> tuple[Steps, Sequence[Ask]]:
+    def _begin(self, task: JudgeTask, attempt: int) -> tuple[Steps, Sequence[Query]]:
         # A fence that is the same for a whole group lets a weak judge compare its texts under equal
         # conditions; one that is new for each text is harder to guess. The policy sees neither.
         own = (task.text, self.perspective.name) if self.config.fence == "call" else ()
@@ -107,16 +122,16 @@ class Judge:
         question = self.perspective.question(task.scenario, task.text, fence)
         scoring = self.config.scoring
         seed = self.seed + (attempt - 1) * scoring.num_samples
-        steps = modes.begin(question, scoring, continuing=self.continuing, seed=seed)
+        steps = modes.begin(question, scoring, supports_prefill=self.supports_prefill, seed=seed)
         return steps, next(steps)
 
     def _ask_again(self, case: _Case) -> None:
         """Begin anew with an answer that held no score, where a sampled one may differ."""
-        sampled = not self.continuing or self.config.scoring.mode == "sampled"
+        sampled = not self.supports_prefill or self.config.scoring.mode == "sampled"
         if sampled and isinstance(case.outcome, ScoreError) and case.attempt <= self.config.retries:
             case.outcome = None
             case.attempt += 1
-            case.steps, case.asks = self._begin(case.task, case.attempt)
+            case.steps, case.queries = self._begin(case.task, case.attempt)
 
     def _judgment(self, case: _Case) -> Judgment:
         common: dict[str, Any] = {
@@ -128,19 +143,8 @@ class Judge:
             "rubric_digest": self.perspective.rubric.digest(case.task.scenario.language),
         }
         match case.outcome:
-            case Reading() as reading:
-                return Judgment(
-                    status=Status.OK,
-                    score=reading.score,
-                    sampled=reading.sampled,
-                    mass=reading.mass,
-                    distribution=reading.distribution,
-                    entropy=reading.entropy,
-                    spread=reading.spread,
-                    criteria=reading.criteria,
-                    reason=reading.reason,
-                    **common,
-                )
+            case Judgment() as judgment:
+                return replace(judgment, **common)
             case ScoreError() as error:
                 return Judgment(status=Status.UNPARSEABLE, mass=error.mass, reason=error.reason, **common)
             case why:
@@ -150,14 +154,14 @@ class Judge:
 async def _one_round(cases: Sequence[_Case], ask: Asker) -> list[Interval]:
     """Put every case's asks to the engine and advance each by its answers."""
     try:
-        reply, tries = await ask([each for case in cases for each in case.asks])
+        reply, tries = await ask([query for case in cases for query in case.queries])
     except NoReplyError as error:
         for case in cases:
             case.outcome, case.tries = error.reason, max(case.tries, error.tries)
         return []
     answers = iter(reply.answers)
     for case in cases:
-        own = [next(answers) for _ in case.asks]
+        own = [next(answers) for _ in case.queries]
         case.tries = max(case.tries, tries, case.attempt)
         case.tokens = sum((answer.tokens for answer in own), case.tokens)
         _advance(case, own)
@@ -167,10 +171,10 @@ async def _one_round(cases: Sequence[_Case], ask: Asker) -> list[Interval]:
 def _advance(case: _Case, answers: Sequence[Answer]) -> None:
     """Send a case its answers: it asks on, or comes to an outcome."""
     try:
-        case.asks = case.steps.send(answers)
+        case.queries = case.steps.send(answers)
     except StopIteration as end:
         case.outcome = end.value
     except ScoreError as error:
         case.outcome = error
-    except AskRefusedError as error:
+    except QueryFailed as error:
         case.outcome = str(error)

@@ -1,6 +1,6 @@
-"""The panel: every judge pool at once. One text goes in, one judgment per perspective comes out.
+"""Ask every judge pool at once: one text goes in, one judgment per perspective comes out.
 
-A completion is handed to all pools the moment it is submitted, each with its own queue; equal texts of
+A text is handed to all pools the moment it is submitted, each with its own queue; equal texts of
 a group are judged once. A deterministic run collects first and then asks in a fixed order, one batch
 per judge: an answer's last bits depend on what it was computed together with, and then that is always
 the same.
@@ -8,9 +8,10 @@ the same.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import ray
@@ -19,9 +20,11 @@ from ray.exceptions import RayError, RayTaskError
 from perm_ray.cluster.calls import explain
 from perm_ray.judges.judge import ItemKey, JudgeReply, JudgeTask
 from perm_ray.judges.perspective import Perspective
-from perm_ray.judges.pool import JudgePool
+from perm_ray.judges.pool import JudgeEnginePool, JudgePool
 from perm_ray.judges.pool_load import CallRecord, Interval, PoolLoad
-from perm_ray.types import NO_TOKENS, Judgment, Scenario, Sections, Status
+from perm_ray.types import NO_TOKENS, JudgeItem, Judgment, Scenario, Sections, Status
+
+ITEMS_AT_ONCE = 32  # texts under way in `judge`: enough to keep the engines' batches full
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +44,26 @@ class _Call:
     deadline: float
 
 
-class JudgePanel:
-    """Holds the judgments of one step between `submit` and `collect`."""
+class JudgeBatch:
+    """The judgments of what one asker submits, until it collects them. Askers do not see each other's."""
 
     def __init__(
         self, pools: Mapping[str, JudgePool], perspectives: Mapping[str, Perspective], deterministic: bool
     ) -> None:
-        self.pools = pools
-        self.perspectives = perspectives
+        self._pools = pools
+        self._perspectives = perspectives
         self._deterministic = deterministic
-        self._reset()
+        self._judgments: defaultdict[ItemKey, dict[str, Judgment]] = defaultdict(dict)
+        self._held: defaultdict[str, list[JudgeTask]] = defaultdict(list)
+        self._first: dict[tuple[str, str, str], ItemKey] = {}  # pool, scenario, text: who is judged
+        self._equal_to: dict[tuple[str, ItemKey], ItemKey] = {}  # pool, who is not: who is
+        self._calls: dict[ray.ObjectRef, _Call] = {}
+        self._records: defaultdict[str, list[CallRecord]] = defaultdict(list)
+        self._homes: defaultdict[str, dict[str, int]] = defaultdict(dict)
 
     def submit(self, key: ItemKey, scenario: Scenario, sections: Sections) -> None:
         """Have a text judged from every perspective; one whose section is missing skips it."""
-        for name, perspective in self.perspectives.items():
+        for name, perspective in self._perspectives.items():
             text = getattr(sections, perspective.reads)
             if text is None:
                 self._judgments[key][name] = _skipped(perspective, scenario)
@@ -65,7 +74,7 @@ class JudgePanel:
             self._receive_finished()
 
     def collect(self) -> PanelReport:
-        """Wait for the judgments of all that was submitted, with each pool's bound."""
+        """Wait for the judgments of all that was submitted, with each pool's timeout."""
         self._dispatch()
         while self._calls:
             left = max(0.0, min(call.deadline for call in self._calls.values()) - time.monotonic())
@@ -76,25 +85,13 @@ class JudgePanel:
                 self._receive(ref, self._calls.pop(ref))
         for (name, key), first in self._equal_to.items():
             self._judgments[key][name] = replace(self._judgments[first][name], tokens=NO_TOKENS)
-        report = PanelReport(
+        return PanelReport(
             judgments={
-                key: {name: found[name] for name in self.perspectives}
-                for key, found in self._judgments.items()
+                key: {name: judgments[name] for name in self._perspectives}
+                for key, judgments in self._judgments.items()
             },
-            loads={name: self._load(name) for name in self.pools},
+            loads={name: self._load(name) for name in self._pools},
         )
-        self._reset()
-        return report
-
-    def _reset(self) -> None:
-        self._judgments: defaultdict[ItemKey, dict[str, Judgment]] = defaultdict(dict)
-        self._held: defaultdict[str, list[JudgeTask]] = defaultdict(list)
-        self._first: dict[tuple[str, str, str], ItemKey] = {}  # pool, scenario, text: who is judged
-        self._equal_to: dict[tuple[str, ItemKey], ItemKey] = {}  # pool, who is not: who is
-        self._calls: dict[ray.ObjectRef, _Call] = {}
-        self._records: defaultdict[str, list[CallRecord]] = defaultdict(list)
-        for pool in self.pools.values():
-            pool.router.forget_groups()
 
     def _dispatch(self) -> None:
         """Send what is held to the pools, each replica its share as one call."""
@@ -105,9 +102,11 @@ class JudgePanel:
                 if first != task.key:
                     self._equal_to[name, task.key] = first
                     continue
-                shares[self.pools[name].router.route(task.scenario.scenario_id)].append(task)
+                shares[self._pools[name].router.route(task.scenario.scenario_id, self._homes[name])].append(
+                    task
+                )
             for replica, share in sorted(shares.items()):
-                self._send(self.pools[name], replica, share)
+                self._send(self._pools[name], replica, share)
         self._held.clear()
 
     def _send(self, pool: JudgePool, replica: int, tasks: Sequence[JudgeTask]) -> None:
@@ -150,6 +149,58 @@ class JudgePanel:
     def _load(self, name: str) -> PoolLoad:
         shared = sum(pool == name for pool, _ in self._equal_to)
         return PoolLoad(tuple(self._records[name]), shared)
+
+
+class JudgePanel:
+    """Every judge pool and the engines they ask, up or starting; a `Judge`.
+
+    `batch` is for one asker who submits texts as they come (the experience of a step); `judge` for texts
+    that are there already (probes, lines of a file).
+    """
+
+    def __init__(
+        self,
+        pools: Mapping[str, JudgePool],
+        perspectives: Mapping[str, Perspective],
+        deterministic: bool,
+        engines: JudgeEnginePool | None = None,
+        start_timeout_s: float = 60.0,
+    ) -> None:
+        self._pools = pools
+        self._perspectives = perspectives
+        self._deterministic = deterministic
+        self.engines = engines  # actors live as long as this does
+        self.start_timeout_s = start_timeout_s
+
+    @property
+    def perspectives(self) -> Mapping[str, Perspective]:
+        return self._perspectives
+
+    def starting(self) -> dict[str, ray.ObjectRef]:
+        """Return a call for each engine and judge that returns once it is up."""
+        calls = self.engines.starting() if self.engines is not None else {}
+        for pool in self._pools.values():
+            calls |= pool.starting()
+        return calls
+
+    def forget(self) -> None:
+        """Have every engine drop its prefix cache, so that a measurement begins with nothing."""
+        if self.engines is not None:
+            self.engines.forget()
+
+    def batch(self) -> JudgeBatch:
+        """Begin a batch of texts of one asker."""
+        return JudgeBatch(self._pools, self._perspectives, self._deterministic)
+
+    def judge(self, items: Iterable[JudgeItem]) -> Iterator[tuple[JudgeItem, Mapping[str, Judgment]]]:
+        """Yield each item with its judgments by perspective, in order, judged `ITEMS_AT_ONCE` at a time."""
+        remaining = iter(items)
+        while chunk := list(itertools.islice(remaining, ITEMS_AT_ONCE)):
+            batch = self.batch()
+            for item in chunk:
+                batch.submit((item.item_id, 0), item.scenario, item.sections)
+            judgments = batch.collect().judgments
+            yield from ((item, judgments[item.item_id, 0]) for item in chunk)
 
 
 def _failed(call: _Call, reason: str) -> list[Judgment]:

@@ -1,123 +1,149 @@
-"""What a perspective is: whose eyes a judge looks through, what it reads, and what it is asked.
+"""Describe a perspective: whose eyes a judge looks through, which section it reads, and what it is asked.
 
-A judge calls `perspective.question(scenario, text, fence)` and lets a scoring mode (`modes.py`) put it
-to an engine. Nothing here talks to a model. The chat's order serves the engine's prefix cache: the
-rubric (the same for every call of a perspective), then the scenario (the same for a whole group), then
-the text.
+A perspective is one Markdown file (`perspectives/<name>.md`, or that of `judges.pools.<name>.rubric`), which
+a psychologist can change, translate or add without Python. Its front matter has
+
+    kind      empathy, or bystander (a third party, who only ever takes away from the reward)
+    reads     analysis or response: the section of an answer that it judges
+    scale     the lowest and the highest number; with criteria, those of each of them
+    criteria  names of numbers that are asked one by one and summed; none as a rule
+    setting   the words before the text, with {persona}, {situation} and {query}
+    task      the question after the text
+    opening   how the judge's own turn begins, up to its number
+
+and its text is the rubric, the judge's system prompt. A judge calls `perspective.question(...)` and lets a
+scoring mode (`modes.py`) put it to a model. The order of the chat serves the prefix cache: the rubric is the
+same for every call, the scenario for a whole group, and the text comes last.
 """
 
 from __future__ import annotations
 
-import glob
-import hashlib
+import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, cast
 
+from perm_ray.data.documents import Document, fill, read_document
 from perm_ray.errors import ConfigError
 from perm_ray.judges.asking import Question
 from perm_ray.judges.guard import DEFAULT_MAX_CHARS, fenced, sanitise
 from perm_ray.types import Message, Scale, Scenario
 
-Kind = Literal["empathy", "bystander"]
-Reads = Literal["analysis", "response"]
+BUILTIN_FOLDER = Path(__file__).parent / "perspectives"
+# The order of the paper, in which tables and charts show them.
+BUILTIN_PERSPECTIVES = ("resonation", "expression", "reception", "bystander")
+
+_KEYS = ("kind", "reads", "scale", "criteria", "setting", "task", "opening")
 
 
 @dataclass(frozen=True)
-class Rubric:
-    """What a judge is told to look for, in Markdown; `variants` are the same in other languages.
+class Perspective:
+    """One way of looking at a reply.
 
-    A scenario tagged `pt-BR` is judged under the variant `pt-br`, else `pt`, else the text itself.
+    `kind` is its role in the reward, `reads` the section it judges, `scale` that of its score (of the sum,
+    where there are criteria), `rubric` the document with all texts, and `max_chars` the most that a judge
+    reads of a section.
     """
 
-    text: str
-    variants: Mapping[str, str] = field(default_factory=dict)
-
-    def of(self, language: str | None) -> str:
-        """The rubric for a scenario in `language` (a BCP 47 tag, or None)."""
-        tag = (language or "").lower()
-        return self.variants.get(tag) or self.variants.get(tag.split("-")[0]) or self.text
-
-    def digest(self, language: str | None = None) -> str:
-        """Names the rubric's text in judgments, so that scores under different rubrics never mix."""
-        return hashlib.sha256(self.of(language).encode()).hexdigest()[:12]
-
-    @property
-    def digest_of_all(self) -> str:
-        """Names the text and its variants together."""
-        texts = [self.text, *(part for pair in sorted(self.variants.items()) for part in pair)]
-        return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:12]
-
-
-class Perspective(Protocol):
-    """One way of looking at a reply. `kind` is its role in the reward, `reads` the section it judges.
-
-    `text` is the raw section: `question` sanitises it, so that no caller can forget to. `fence` comes
-    from `guard.make_fence`.
-    """
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def kind(self) -> Kind: ...
-    @property
-    def reads(self) -> Reads: ...
-    @property
-    def scale(self) -> Scale: ...
-    @property
-    def rubric(self) -> Rubric: ...
-
-    def question(self, scenario: Scenario, text: str, fence: str) -> Question: ...
-
-
-@dataclass(frozen=True)
-class WithRubric:
-    """What every built-in perspective is built with: its rubric and the cap on what it reads."""
-
-    rubric: Rubric
+    name: str
+    kind: Literal["empathy", "bystander"]
+    reads: Literal["analysis", "response"]
+    number_scale: Scale
+    criteria: tuple[str, ...]
+    rubric: Document
     max_chars: int = DEFAULT_MAX_CHARS
 
-    def chat(self, scenario: Scenario, setting: str, text: str, fence: str, task: str) -> tuple[Message, ...]:
-        """Rubric; scenario; the fenced text; and the task once more, because the text came in between."""
+    @property
+    def scale(self) -> Scale:
+        parts = max(1, len(self.criteria))
+        return Scale(parts * self.number_scale.low, parts * self.number_scale.high)
+
+    def question(self, scenario: Scenario, text: str, fence: str) -> Question:
+        """Query about a section of an answer.
+
+        Args:
+            scenario: The scenario that was answered; its language chooses the variant of the rubric.
+            text: The raw section. It is sanitised here, so that no caller can forget to.
+            fence: Letters around the text, from `guard.make_fence`.
+        """
+        document = self.rubric.of(scenario.language)
         guarded = fenced(sanitise(text, self.max_chars, fence), fence)
-        rubric = self.rubric.of(scenario.language)
-        return Message("system", rubric), Message("user", f"{setting}\n\n{guarded}\n\n{task}")
+        values = {"persona": scenario.persona, "situation": scenario.situation, "query": scenario.query}
+        setting = fill(str(document.front["setting"]), values)
+        messages = (
+            Message("system", document.text),
+            Message("user", f"{setting}\n\n{guarded}\n\n{document.front['task']}"),
+        )
+        return Question(messages, str(document.front["opening"]), self.number_scale, self.criteria)
 
 
-def seen_from_outside(scenario: Scenario, what_follows: str) -> str:
-    """The scenario for a judge who is not the seeker; the text to judge comes next."""
-    return (
-        f"The seeker: {scenario.persona}\n"
-        f"The situation: {scenario.situation}\n"
-        f"The seeker said: {scenario.query}\n\n"
-        f"{what_follows}"
+def load_perspective(
+    name: str, file: str | Path | None = None, max_chars: int = DEFAULT_MAX_CHARS
+) -> Perspective:
+    """Read the perspective `name`: from `file`, or the built-in one.
+
+    A file without front matter replaces the rubric of the built-in perspective of that name; a new
+    perspective needs all keys.
+
+    Raises:
+        ConfigError: There is no such perspective, or a value of its front matter does not fit.
+    """
+    key = f"judges.pools.{name}.rubric"
+    builtin = BUILTIN_FOLDER / f"{name}.md"
+    if file is None and not builtin.is_file():
+        nearest = difflib.get_close_matches(name, BUILTIN_PERSPECTIVES, n=1, cutoff=0.0)[0]
+        raise ConfigError(
+            f"judges.pools has no built-in perspective {name!r} (there are "
+            f"{', '.join(BUILTIN_PERSPECTIVES)}): did you mean {nearest!r}? For "
+            f"one of your own, give its Markdown file as {key}."
+        )
+    defaults = read_document(builtin, key).front if builtin.is_file() else {}
+    source = builtin if file is None else Path(file).expanduser()
+    document = read_document(source, key, defaults)
+    for each in (document, *document.variants.values()):
+        _check_front(each.front, key, source)
+    front = document.front
+    low, high = cast(list[int], front["scale"])
+    return Perspective(
+        name=name,
+        kind=cast(Literal["empathy", "bystander"], front["kind"]),
+        reads=cast(Literal["analysis", "response"], front["reads"]),
+        number_scale=Scale(low, high),
+        criteria=tuple(cast(list[str], front.get("criteria") or ())),
+        rubric=document,
+        max_chars=max_chars,
     )
 
 
-def load_rubric(name: str, path: str | Path | None = None) -> Rubric:
-    """The rubric at `path` with its variants, or the built-in one of the perspective `name`.
+def _check_front(front: Mapping[str, object], key: str, source: Path) -> None:
+    def is_scale(value: object) -> bool:
+        whole = isinstance(value, list) and len(value) == 2 and all(type(end) is int for end in value)
+        return whole and 0 <= cast(list[int], value)[0] < cast(list[int], value)[1] <= 100
 
-    The variants of `warm.md` are the files `warm.<language>.md` beside it, such as `warm.pt-br.md`.
-    """
-    key = f"judges.pools.{name}.rubric"
-    folder = Path(__file__).parent / "rubrics" if path is None else Path(path).expanduser().parent
-    file = folder / f"{name}.md" if path is None else Path(path).expanduser()
-    variants = {
-        variant.name[len(file.stem) + 1 : -len(".md")].lower(): _read_rubric(key, variant)
-        for variant in sorted(folder.glob(f"{glob.escape(file.stem)}.*.md"))
+    criteria = front.get("criteria") or []
+    named = isinstance(criteria, list) and all(
+        isinstance(c, str) and c.isascii() and c.isalpha() for c in criteria
+    )
+    checks = {
+        "kind": (front.get("kind") in ("empathy", "bystander"), "empathy or bystander"),
+        "reads": (front.get("reads") in ("analysis", "response"), "analysis or response"),
+        "scale": (is_scale(front.get("scale")), "two whole numbers from 0 to 100, the lower one first"),
+        "criteria": (named, "a list of names of one word each"),
+        **{
+            name: (isinstance(front.get(name), str) and bool(str(front.get(name)).strip()), "a text")
+            for name in ("setting", "task", "opening")
+        },
     }
-    return Rubric(_read_rubric(key, file), variants)
-
-
-def _read_rubric(key: str, source: Path) -> str:
-    try:
-        text = source.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+    for name, (fits, expected) in checks.items():
+        if not fits:
+            raise ConfigError(
+                f"{key}: the front matter of {str(source)!r} must give {name} as {expected}, found "
+                f"{front.get(name)!r}."
+            )
+    unknown = sorted(front.keys() - set(_KEYS))
+    if unknown:
+        nearest = difflib.get_close_matches(unknown[0], _KEYS, n=1, cutoff=0.0)[0]
         raise ConfigError(
-            f"{key} must be a UTF-8 Markdown file that can be read, found {str(source)!r} ({why})."
-        ) from error
-    if not text:
-        raise ConfigError(f"{key} must be a file with a rubric in it, found {str(source)!r}, which is empty.")
-    return text
+            f"{key}: {str(source)!r} has an unknown key {unknown[0]!r}: did you mean {nearest!r}?"
+        )

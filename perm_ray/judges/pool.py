@@ -15,7 +15,7 @@ from perm_ray.config.judges import JudgePoolConfig, JudgesConfig
 from perm_ray.judges.actor import JudgeActor
 from perm_ray.judges.endpoint_engine import JudgeEndpoint
 from perm_ray.judges.engine import JudgeEngine
-from perm_ray.judges.judge import Judge, JudgeTask
+from perm_ray.judges.judge import JudgeTask, PromptedJudge
 from perm_ray.judges.perspective import Perspective
 from perm_ray.judges.routing import Router
 from perm_ray.models.vllm import engine_env
@@ -96,11 +96,11 @@ class JudgePool:
         self.config = config
         replicas = judges.replicas(config)
         self.router = Router(replicas, config.max_queue)
-        continuing = config.engine in judges.engines
-        if not continuing:  # an endpoint bounds its calls itself
+        supports_prefill = config.engine in judges.engines
+        if not supports_prefill:  # an endpoint bounds its calls itself
             bound = judges.endpoints[config.engine].longest_call_s + 10.0
             self.config = config = replace(config, timeout_s=max(config.timeout_s, bound))
-        judge = Judge(perspective, config, judges.model(config), seed, continuing)
+        judge = PromptedJudge(perspective, config, judges.model(config), seed, supports_prefill)
         actor = ray.remote(JudgeActor).options(num_cpus=0, max_concurrency=1000, **_REPLACED_BY_RAY)
         self._actors: list[Any] = [
             actor.remote(judge, engine_actor_name(config.engine, replica)) for replica in range(replicas)

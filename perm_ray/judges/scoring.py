@@ -1,4 +1,4 @@
-"""Probabilities become a reading: a score on the scale, and how sure the judge was of it.
+"""Turn probabilities into a score on the scale, and into how sure the judge was of it.
 
 Pure functions, called by the scoring modes. An answer that is not a score raises `ScoreError`; the
 judge turns that into the status `unparseable`. It never becomes a number.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from typing import Any
 
-from perm_ray.types import Scale
+from perm_ray.types import Judgment, Scale, Status
 
 
 class ScoreError(ValueError):
@@ -25,21 +25,12 @@ class ScoreError(ValueError):
         return self.reason
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """A score, and what is known about it; the fields are those of `types.Judgment`."""
-
-    score: float
-    sampled: float | None = None
-    mass: float | None = None
-    distribution: tuple[float, ...] = ()
-    entropy: float | None = None
-    spread: float | None = None
-    criteria: Mapping[str, float] = field(default_factory=dict)
-    reason: str = ""
+def scored(score: float, **fields: Any) -> Judgment:
+    """Return a judgment with a score; the judge adds whose it is and what it cost."""
+    return Judgment(perspective="", status=Status.OK, score=score, **fields)
 
 
-def expected_score(logprobs: Mapping[int, float], scale: Scale, min_mass: float) -> Reading:
+def expected_score(logprobs: Mapping[int, float], scale: Scale, min_mass: float) -> Judgment:
     """The mean of the scale's values under the judge's next-token distribution: sum s*p(s) / mass.
 
     `logprobs` are natural logarithms of the probabilities of the values of the scale, over the whole
@@ -57,25 +48,25 @@ def expected_score(logprobs: Mapping[int, float], scale: Scale, min_mass: float)
     if mass <= 0.0 or mass < min_mass:
         wanted = f"{scale.low} to {scale.high}"
         raise ScoreError(f"less than {min_mass} of the judge's answer is on {wanted}", mass)
-    return _reading(tuple(p / mass for p in probabilities), scale, min(mass, 1.0))
+    return _expectation(tuple(p / mass for p in probabilities), scale, min(mass, 1.0))
 
 
-def sum_of_criteria(readings: Mapping[str, Reading]) -> Reading:
+def sum_of_criteria(judgments: Mapping[str, Judgment]) -> Judgment:
     """The score that is the sum of its criteria's expectations. The sum is ours: judges add badly.
 
     The criteria were asked side by side, so the sum's distribution is the convolution of theirs.
     `mass` is that of the least sure criterion.
     """
     total = (1.0,)
-    for reading in readings.values():
-        total = _convolve(total, reading.distribution)
-    return Reading(
-        score=math.fsum(reading.score for reading in readings.values()),
-        sampled=math.fsum(reading.sampled or 0.0 for reading in readings.values()),
-        mass=min(reading.mass or 0.0 for reading in readings.values()),
+    for judgment in judgments.values():
+        total = _convolve(total, judgment.distribution)
+    return scored(
+        score=math.fsum(judgment.score or 0.0 for judgment in judgments.values()),
+        sampled=math.fsum(judgment.sampled or 0.0 for judgment in judgments.values()),
+        mass=min(judgment.mass or 0.0 for judgment in judgments.values()),
         distribution=total,
         entropy=entropy(total),
-        criteria={name: reading.score for name, reading in readings.items()},
+        criteria={name: judgment.score for name, judgment in judgments.items()},
     )
 
 
@@ -84,9 +75,9 @@ def entropy(distribution: Sequence[float]) -> float:
     return -math.fsum(p * math.log(p) for p in distribution if p > 0.0)
 
 
-def _reading(distribution: tuple[float, ...], scale: Scale, mass: float) -> Reading:
+def _expectation(distribution: tuple[float, ...], scale: Scale, mass: float) -> Judgment:
     mean = math.fsum(value * p for value, p in zip(scale.values, distribution, strict=True))
-    return Reading(
+    return scored(
         score=min(max(mean, scale.low), scale.high),  # rounding may step over the edge by an ulp
         sampled=float(scale.low + distribution.index(max(distribution))),
         mass=mass,

@@ -1,44 +1,41 @@
-"""The judges of a run, or judges alone: built, started and asked without a policy.
+"""Build and start the judges of a run, or judges alone.
 
-`runtime.py` takes the parts from here for training; `judging` is the whole thing for the verbs of
-`perm-ray judge`, which score texts that no policy of ours sampled.
+`runs/run.py` takes the parts from here for training; `Judges` is the whole thing for everybody who scores
+texts that no policy of ours sampled.
 """
 
 from __future__ import annotations
 
-import itertools
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import ray
+from types import TracebackType
+from typing import Self
 
 from perm_ray.cluster.calls import wait_all
 from perm_ray.cluster.placement import Places, check_local_resources, judge_demands, judge_role, reserve
 from perm_ray.cluster.session import start_ray, stop_ray
 from perm_ray.config.judges import JudgesConfig
+from perm_ray.config.load import load_config
 from perm_ray.config.schema import Config
-from perm_ray.data.prompts import ChatRenderer
-from perm_ray.errors import ConfigError
+from perm_ray.data.items import make_scenario
+from perm_ray.errors import ConfigError, RunError
 from perm_ray.judges import modes
 from perm_ray.judges.engine import value_tree
 from perm_ray.judges.guard import make_fence
 from perm_ray.judges.panel import JudgePanel
-from perm_ray.judges.perspective import Perspective
+from perm_ray.judges.perspective import Perspective, load_perspective
 from perm_ray.judges.pool import JudgeEnginePool, JudgePool
-from perm_ray.judges.registry import build_perspective
+from perm_ray.models.chat import ChatRenderer
 from perm_ray.models.resolve import check_context, resolve_model
-from perm_ray.runs.signals import StopSignals
-from perm_ray.types import JudgeItem, Judgment, Scenario
-
-ITEMS_AT_ONCE = 32  # what a `JudgeSession` has under way: enough to keep the engines' batches full
+from perm_ray.rewards.reward import check_perspectives, reward_of_asked
+from perm_ray.types import JudgeItem, Judgment, Reward, Scenario, Sections
 
 
 def build_perspectives(judges: JudgesConfig) -> dict[str, Perspective]:
     """The perspective of each pool, with its rubric. Raises `ConfigError`."""
-    return {name: build_perspective(name, pool.rubric, pool.max_chars) for name, pool in judges.pools.items()}
+    return {name: load_perspective(name, pool.rubric, pool.max_chars) for name, pool in judges.pools.items()}
 
 
 def resolve_judges(judges: JudgesConfig) -> dict[str, Path]:
@@ -66,8 +63,8 @@ def check_judge_prompts(
         renderer = renderers[folders[pool.engine]]
         question = perspectives[name].question(longest, "", make_fence(""))
         if pool.scoring.mode != "sampled":
-            for ask in modes.value_asks(question, question.opening):
-                value_tree(renderer, ask.prefix, ask.values)  # refuses a tokeniser that joins the two
+            for each in modes.score_queries(question, question.opening):
+                value_tree(renderer, each.prefix, each.values)  # refuses a tokeniser that joins the two
         prompt_tokens = len(renderer.render(question.messages, question.opening))
         needed = prompt_tokens + text_tokens + modes.answer_tokens(question, pool.scoring)
         found = judges.engines[pool.engine].max_model_len
@@ -79,26 +76,6 @@ def check_judge_prompts(
             )
 
 
-@dataclass(frozen=True)
-class Judges:
-    """All judges, up or starting: the engines they ask, and the panel that takes texts."""
-
-    config: JudgesConfig
-    engines: JudgeEnginePool
-    panel: JudgePanel
-
-    def starting(self) -> dict[str, ray.ObjectRef]:
-        """A call for each actor that returns once it is up."""
-        calls = self.engines.starting()
-        for pool in self.panel.pools.values():
-            calls |= pool.starting()
-        return calls
-
-    @property
-    def start_timeout_s(self) -> float:
-        return max((engine.start_timeout_s for engine in self.config.engines.values()), default=60.0)
-
-
 def start_judges(
     judges: JudgesConfig,
     perspectives: Mapping[str, Perspective],
@@ -106,56 +83,115 @@ def start_judges(
     seed: int,
     deterministic: bool,
     places: Places,
-) -> Judges:
-    """Create every engine and judge; returns at once (see `Judges.starting`)."""
+) -> JudgePanel:
+    """Create every engine and judge; return at once (`JudgePanel.starting` says when they are up)."""
     scheduling = {name: places.of(judge_role(name), e.replicas) for name, e in judges.engines.items()}
     engines = JudgeEnginePool(judges, folders, seed, deterministic, scheduling)
     pools = {name: JudgePool(perspectives[name], pool, judges, seed) for name, pool in judges.pools.items()}
-    return Judges(judges, engines, JudgePanel(pools, perspectives, deterministic))
+    timeouts = [engine.start_timeout_s for engine in judges.engines.values()]
+    return JudgePanel(pools, perspectives, deterministic, engines, max(timeouts, default=60.0))
 
 
-# ---- judges alone --------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the judges say of one reply: `verdict.reward.value`, `verdict["expression"].score`.
+
+    `reward` is None when a judgment failed; `masked_because` then says which, and why.
+    """
+
+    judgments: Mapping[str, Judgment]
+    reward: Reward | None
+    masked_because: str = ""
+
+    def __getitem__(self, perspective: str) -> Judgment:
+        return self.judgments[perspective]
 
 
-@dataclass(frozen=True)
-class JudgeSession:
-    """Judges that are up, for texts of any origin."""
+class Judges:
+    """The judges of a configuration, for texts of any origin: PERM as a reward model.
 
-    perspectives: Mapping[str, Perspective]
-    judges: Judges
+    Starts Ray and the judges when entered, nothing else, and ends them on the way out.
 
-    def judge(self, items: Iterable[JudgeItem]) -> Iterator[tuple[JudgeItem, Mapping[str, Judgment]]]:
-        """Each item with its judgments by perspective, in order, a batch of `ITEMS_AT_ONCE` at a time."""
-        remaining = iter(items)
-        while batch := list(itertools.islice(remaining, ITEMS_AT_ONCE)):
-            for item in batch:
-                self.judges.panel.submit((item.item_id, 0), item.scenario, item.sections)
-            judgments = self.judges.panel.collect().judgments
-            yield from ((item, judgments[item.item_id, 0]) for item in batch)
+    Example:
+        >>> with perm_ray.Judges("local") as judges:
+        ...     verdict = judges.score(persona="Ana, 41, a nurse", scenario="She was passed over.",
+        ...                            query="I should be happy for Rui.", response="You can be both.")
+        >>> verdict["expression"].score
+        2.9
 
+    Args:
+        config: A configuration, or what `load_config` makes one of (a file, a shipped name, a mapping).
+        say: Called with a line of text while resources are waited for; prints to standard error as a rule.
+    """
 
-@contextmanager
-def judging(config: Config) -> Iterator[JudgeSession]:
-    """Start Ray and the judges of `config`, nothing else; end them on the way out, also by a signal, which
-    raises `Interrupted` in the block."""
-    rows = judge_demands(config.judges)
-    check_local_resources(config.ray, rows)
-    perspectives = build_perspectives(config.judges)
-    folders = resolve_judges(config.judges)
-    with StopSignals() as stop:
+    def __init__(
+        self, config: Config | str | Path | None = None, say: Callable[[str], None] | None = None
+    ) -> None:
+        self.config = config if isinstance(config, Config) else load_config(config)
+        self._say = say or _say
+        self._panel: JudgePanel | None = None
+        self.perspectives = build_perspectives(self.config.judges)
+        check_perspectives(self.perspectives, self.config.rewards)
+
+    def __enter__(self) -> Self:
+        config = self.config
+        rows = judge_demands(config.judges)
+        check_local_resources(config.ray, rows)
+        folders = resolve_judges(config.judges)
         try:
             start_ray(config.ray, rows)
-            stop.take_back()
-            places = reserve(config.ray, rows, _say)
+            places = reserve(config.ray, rows, self._say)
             seed, deterministic = config.run.seed, config.run.deterministic
-            judges = start_judges(config.judges, perspectives, folders, seed, deterministic, places)
-            wait_all(judges.starting(), timeout_s=judges.start_timeout_s, doing="starting")
-            yield JudgeSession(perspectives, judges)
-        except SystemError:  # what Ray makes of an exception that a signal raises while it waits
-            stop.check()
-            raise
-        finally:
+            panel = start_judges(config.judges, self.perspectives, folders, seed, deterministic, places)
+            wait_all(panel.starting(), timeout_s=panel.start_timeout_s, doing="starting")
+        except BaseException:
             stop_ray()
+            raise
+        self._panel = panel
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._panel = None
+        stop_ray()
+
+    @property
+    def engines(self) -> JudgeEnginePool | None:
+        """The engines that are asked, while the judges are up."""
+        return self._panel.engines if self._panel is not None else None
+
+    def judge(self, items: Iterable[JudgeItem]) -> Iterator[tuple[JudgeItem, Mapping[str, Judgment]]]:
+        """Yield each item, in order, with its judgments by perspective."""
+        if self._panel is None:
+            raise RunError("The judges are not up: use them within `with perm_ray.Judges(...) as judges:`.")
+        return self._panel.judge(items)
+
+    def score(
+        self,
+        *,
+        persona: str,
+        scenario: str,
+        query: str,
+        response: str,
+        analysis: str | None = None,
+        language: str | None = None,
+    ) -> Verdict:
+        """Judge one reply from every perspective.
+
+        Args:
+            persona: Who the seeker is.
+            scenario: What is happening to them.
+            query: What they said.
+            response: The reply that they read.
+            analysis: What the supporter understood; without it resonation is skipped.
+            language: A BCP 47 tag, which chooses the rubrics' variants.
+        """
+        about = make_scenario(persona, scenario, query, language)
+        item = JudgeItem("score", about, Sections(analysis, response))
+        ((_, judgments),) = self.judge([item])
+        reward, why, _ = reward_of_asked(judgments, self.perspectives, self.config.rewards)
+        return Verdict(judgments, reward, why)
 
 
 def _say(text: str) -> None:

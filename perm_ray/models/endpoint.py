@@ -31,8 +31,8 @@ CHECK_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class EndpointReply:
-    """What the endpoint answered. `top_logprobs` has, for each token where they were asked for, the
-    natural-log probabilities of the likeliest tokens by their text; `cut` when it ran out of tokens."""
+    """An endpoint's answer. `top_logprobs` has, for each token where they were asked for, the natural-log
+    probabilities of the likeliest tokens by their text; `cut` when the token limit or a filter cut it off."""
 
     text: str
     cut: bool
@@ -96,7 +96,7 @@ class Endpoint:
         return EndpointStats(self._ok, dict(self._failures), self._concurrency.limit, self._breaker.state)
 
     async def check(self) -> None:
-        """Ask for the list of models, and for one token when that does not name ours: a wrong address, key
+        """Query for the list of models, and for one token when that does not name ours: a wrong address, key
         or model should end a run before it begins. Raises `ConfigError`, within `CHECK_TIMEOUT_S`."""
         try:
             async with asyncio.timeout(CHECK_TIMEOUT_S):
@@ -296,7 +296,7 @@ def _reply(answer: ChatCompletion, attempt: int) -> EndpointReply:
     )
     listed = (choices[0].logprobs.content or []) if choices[0].logprobs else []
     top = tuple({str(each.token): float(each.logprob) for each in token.top_logprobs} for token in listed)
-    return EndpointReply(text, choices[0].finish_reason == "length", tokens, attempt, top)
+    return EndpointReply(text, choices[0].finish_reason in ("length", "content_filter"), tokens, attempt, top)
 
 
 def _count(usage: object, field: str) -> int:

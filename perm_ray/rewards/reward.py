@@ -17,38 +17,23 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING
 
 from perm_ray.config.training import RewardConfig
 from perm_ray.errors import ConfigError
 from perm_ray.rewards.score_map import ScoreMap
-from perm_ray.types import Judgment, Reward, Status
+from perm_ray.types import Judgment, Reward, Scale, Status
+
+if TYPE_CHECKING:
+    from perm_ray.judges.perspective import Perspective
 
 NO_MAPS: Mapping[str, ScoreMap] = MappingProxyType({})
 LENGTH = "length"  # the part of a reward that no perspective gives
 
 
-class ScoreScale(Protocol):
-    """The ends of a scale (`perspectives.Scale` is one)."""
-
-    @property
-    def low(self) -> int: ...
-    @property
-    def high(self) -> int: ...
-
-
-class RewardedPerspective(Protocol):
-    """What the reward needs to know of a perspective (every `perspectives.Perspective` is one)."""
-
-    @property
-    def kind(self) -> Literal["empathy", "bystander"]: ...
-    @property
-    def scale(self) -> ScoreScale: ...
-
-
 def reward_of(
     judgments: Mapping[str, Judgment],
-    perspectives: Mapping[str, RewardedPerspective],
+    perspectives: Mapping[str, Perspective],
     completion_tokens: int,
     config: RewardConfig,
     score_maps: Mapping[str, ScoreMap] = NO_MAPS,
@@ -100,7 +85,7 @@ def reward_of(
 
 def reward_of_asked(
     judgments: Mapping[str, Judgment],
-    perspectives: Mapping[str, RewardedPerspective],
+    perspectives: Mapping[str, Perspective],
     config: RewardConfig,
     score_maps: Mapping[str, ScoreMap] = NO_MAPS,
 ) -> tuple[Reward | None, str, tuple[str, ...]]:
@@ -146,7 +131,7 @@ def combine(values: Sequence[float], weights: Sequence[float], how: str) -> floa
     raise ConfigError(f"rewards.combine must be one of harmonic, mean, geometric, found {how!r}")
 
 
-def check_perspectives(perspectives: Mapping[str, RewardedPerspective], config: RewardConfig) -> None:
+def check_perspectives(perspectives: Mapping[str, Perspective], config: RewardConfig) -> None:
     """Raises `ConfigError` when no reward can come of these perspectives: call it before a run starts."""
     empathy = [name for name, perspective in perspectives.items() if perspective.kind == "empathy"]
     if not empathy:
@@ -162,7 +147,7 @@ def check_perspectives(perspectives: Mapping[str, RewardedPerspective], config: 
         )
 
 
-def _share_of_maximum(judgment: Judgment, scale: ScoreScale, score_map: ScoreMap | None) -> float:
+def _share_of_maximum(judgment: Judgment, scale: Scale, score_map: ScoreMap | None) -> float:
     """An ok judgment's (mapped) score over its scale's maximum. One off the scale is a bug in its judge."""
     score = judgment.score
     if score is None or not scale.low <= score <= scale.high:

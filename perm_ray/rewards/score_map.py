@@ -19,38 +19,17 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from perm_ray.config.judges import JudgesConfig
 from perm_ray.errors import ConfigError
 
+if TYPE_CHECKING:
+    from perm_ray.judges.perspective import Perspective
+
 KIND = "perm_ray score map"
 
 _FIELDS = ("judge", "mode", "rubric_digests", "scale", "n", "scores", "mapped")
-
-
-class MappedScale(Protocol):
-    """The ends of a scale (`perspectives.Scale` is one)."""
-
-    @property
-    def low(self) -> int: ...
-    @property
-    def high(self) -> int: ...
-
-
-class MappedRubric(Protocol):
-    """Names the text that a judge reads for a language (`perspectives.Rubric` is one)."""
-
-    def digest(self, language: str | None = None) -> str: ...
-
-
-class MappedPerspective(Protocol):
-    """What a map must fit (every `perspectives.Perspective` is one)."""
-
-    @property
-    def scale(self) -> MappedScale: ...
-    @property
-    def rubric(self) -> MappedRubric: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +83,7 @@ def load_score_maps(path: str | Path) -> dict[str, ScoreMap]:
 def score_maps_for(
     path: str | None,
     judges: JudgesConfig,
-    perspectives: Mapping[str, MappedPerspective],
+    perspectives: Mapping[str, Perspective],
     languages: Iterable[str | None],
 ) -> dict[str, ScoreMap]:
     """The maps of the file at `path` (none without one), for use with these judges.

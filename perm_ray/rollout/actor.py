@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from perm_ray.config.engines import EngineConfig
-from perm_ray.data.prompts import ChatRenderer
+from perm_ray.models.chat import ChatRenderer
 from perm_ray.models.vllm import Generation, GenerationRequest, VLLMEngine
 from perm_ray.types import Completion, Prompt, SamplingParams, Span
 

@@ -26,6 +26,7 @@ from perm_ray.models.adapter import adapter_folder
 from perm_ray.tracking.ambiguous import AmbiguityRule
 from perm_ray.tracking.mlflow_client import TrackedRun
 from perm_ray.tracking.samples import ambiguous_rows, sample_rows
+from perm_ray.tracking.sinks import Purpose, Sink
 from perm_ray.tracking.spool import SPOOL_NAME, Spool
 from perm_ray.types import RolloutGroup
 
@@ -205,3 +206,19 @@ class RunDirectory:
 
     def write_summary(self, summary: Mapping[str, object]) -> None:
         write_json_atomic(self.summary_file, summary)
+
+
+@dataclass(frozen=True)
+class DirectorySink(Sink):
+    """Write what happens into the run directory; `rule` says which rollouts are ambiguous."""
+
+    directory: RunDirectory
+    rule: AmbiguityRule
+
+    def rollouts(self, step: int, groups: Sequence[RolloutGroup], purpose: Purpose = "train") -> None:
+        write = self.directory.write_samples if purpose == "train" else self.directory.write_heldout
+        write(step, groups, self.rule)
+
+    def metrics(self, step: int, metrics: Mapping[str, float], purpose: Purpose = "train") -> None:
+        if purpose == "train":
+            self.directory.append_metrics(step, metrics)

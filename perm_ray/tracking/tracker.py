@@ -1,60 +1,36 @@
 """What a driver needs of an experiment tracker.
 
-`MlflowTracker` is one; `NullTracker` stands in when `tracking.mlflow` is false. No
-call may wait on a network or raise because of one: the run directory has every number as well.
+`MlflowTracker` is one; `Tracker` itself stands in when `tracking.mlflow` is false. No call
+ may wait on a network or raise because of one: the run directory has every number as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol
+from collections.abc import Mapping
+from typing import Literal
 
 from perm_ray.config.schema import Config
-from perm_ray.types import RolloutGroup
+from perm_ray.tracking.sinks import Sink
 
 EndState = Literal["FINISHED", "FAILED", "KILLED"]
 
 
-class Tracker(Protocol):
-    """Called in this order: start, log_step for every step, finish. `uri` is where a person looks."""
+class Tracker(Sink):
+    """Track nothing; the base of a sink with a beginning and an end: `start`, then records, then `finish`.
+
+    `uri` is where a person looks. `run_id` is the tracker's own name for the run, kept in checkpoints.
+    """
 
     @property
-    def uri(self) -> str | None: ...
-
-    def start(self, config: Config, resume_id: str | None, contents: Mapping[str, str]) -> None:
-        """Open a run, or go on with the run `resume_id`. `contents` names its data and models by digest."""
-        ...
+    def uri(self) -> str | None:
+        return None
 
     @property
     def run_id(self) -> str | None:
-        """The tracker's own name for the run, kept in checkpoints; None when there is none."""
-        ...
+        return None
 
-    def log_step(self, step: int, metrics: Mapping[str, float]) -> None: ...
-
-    def log_rollouts(self, step: int, groups: Sequence[RolloutGroup]) -> None:
-        """Show people some of a step's rollouts."""
-        ...
+    def start(self, config: Config, resume_id: str | None, contents: Mapping[str, str]) -> None:
+        """Open a run, or go on with the run `resume_id`. `contents` names its data and models by digest."""
 
     def finish(self, status: EndState) -> None:
         """Send what is left, within a bound, and record how the run ended."""
-        ...
-
-
-class NullTracker:
-    """Tracks nothing."""
-
-    uri: str | None = None
-    run_id: str | None = None
-
-    def start(self, config: Config, resume_id: str | None, contents: Mapping[str, str]) -> None:
-        del config, resume_id, contents
-
-    def log_step(self, step: int, metrics: Mapping[str, float]) -> None:
-        del step, metrics
-
-    def log_rollouts(self, step: int, groups: Sequence[RolloutGroup]) -> None:
-        del step, groups
-
-    def finish(self, status: EndState) -> None:
-        del status

@@ -49,7 +49,7 @@ def join(
     # DeepSpeed clones the world group without passing a timeout: a stuck peer would be waited for
     # 30 minutes. new_group() falls back on this default.
     dist.distributed_c10d.default_pg_timeout = timeout  # gloo's
-    dist.distributed_c10d.default_pg_nccl_timeout = timeout
+    dist.distributed_c10d.default_pg_nccl_timeout = timeout  # pyright: ignore[reportPrivateImportUsage]
     if config.num_gpus > 0:
         # On an H100 cuDNN is preferred and makes a plan of some 30 ms for every new length and stride.
         torch.backends.cuda.enable_cudnn_sdp(False)

@@ -129,7 +129,7 @@ class TrainerGroup:
         return step_metrics(reports) | plan_metrics(plan)
 
     def request_stop(self) -> None:
-        """Ask the ranks to give up the step under way; returns at once. The group trains no more."""
+        """Query the ranks to give up the step under way; returns at once. The group trains no more."""
         for rank in self._actors:
             rank.request_stop.remote()
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ class FrozenCopy:
 
     def __init__(self, model_dir: Path, dtype: torch.dtype, device: torch.device, offload: bool) -> None:
         self._device = device
-        self._model: nn.Module = load_policy(model_dir, dtype).requires_grad_(False).eval()
+        self._model: Any = load_policy(model_dir, dtype).requires_grad_(False).eval()
         self._host: dict[nn.Parameter, Tensor] = {}
         if offload:
             pinned = device.type == "cuda"

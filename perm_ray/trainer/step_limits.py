@@ -1,17 +1,34 @@
-"""Does a step look healthy? The driver asks before it syncs, records or saves what the step made."""
+"""Check that a step looks healthy, before the loop publishes, records or saves what it made."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from perm_ray.config.training import LimitsConfig
+from perm_ray.errors import LimitError
+
+
+@dataclass(frozen=True, slots=True)
+class StepLimits:
+    """The limits of `trainer.limits`; `note` tells people of a limit that only warns."""
+
+    config: LimitsConfig
+    note: Callable[[str], None]
+
+    def check(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Raise `LimitError` when a metric is over its limit and the action is to stop; warn otherwise."""
+        over = exceeded(metrics, self.config)
+        if over and self.config.action == "stop":
+            raise LimitError(f"Step {step} went past a limit: {' and '.join(over)}.")
+        for sentence in over:
+            self.note(f"Step {step}: {sentence}.")
 
 
 def exceeded(metrics: Mapping[str, float], limits: LimitsConfig) -> list[str]:
-    """Which limits of `trainer.limits` a step's metrics are over, in words; empty when none is.
+    """Return a sentence for each limit that a step's metrics are over.
 
-    A number that is not there (of a step without an update) is under every limit; one
-    that is not a number is over.
+    A metric that is not there (of a step without an update) is under every limit; NaN is over.
     """
     over = []
     for name, limit in (("grad_norm", limits.grad_norm), ("kl", limits.kl)):

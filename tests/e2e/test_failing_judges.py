@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_train import PERSPECTIVES, metrics, samples, train
+from tests.e2e.test_train import BUILTIN_PERSPECTIVES, metrics, samples, train
 from tests.support.fake_endpoint import Behaviour, FakeEndpoint, Request, faults
 from tests.support.tiny_model import write_tiny_model
 
@@ -63,7 +63,7 @@ def test_ok_and_masked_add_up_on_every_step_of_a_run_with_failing_judges(tmp_pat
     for row in rows:
         assert row["rollout/ok"] + row["rollout/masked"] == row["rollout/completions"] == 12
         judged = samples(tmp_path / "failing", int(row["step"]))
-        for name in PERSPECTIVES:
+        for name in BUILTIN_PERSPECTIVES:
             count = Counter(each["judgments"][name]["status"] for each in judged)
             assert count["failed"] + count["unparseable"] == row[f"judge/{name}/failed"]
             assert count["unparseable"] == row[f"judge/{name}/unparseable"]

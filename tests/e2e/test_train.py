@@ -19,10 +19,10 @@ from perm_ray.tracking.spool import Record, Spool
 from tests.support.tiny_model import write_tiny_model
 from tests.support.tiny_run import tiny_run
 
-PERSPECTIVES = ("resonation", "expression", "reception", "bystander")
+BUILTIN_PERSPECTIVES = ("resonation", "expression", "reception", "bystander")
 METRICS = {
     *(f"reward/{name}" for name in ("mean", "std", "empathy", "bystander", "length")),
-    *(f"judge/{p}/{name}" for p in PERSPECTIVES for name in ("failed", "skipped")),
+    *(f"judge/{p}/{name}" for p in BUILTIN_PERSPECTIVES for name in ("failed", "skipped")),
     *(f"policy/{name}" for name in ("loss", "kl", "entropy", "grad_norm", "clip_fraction", "lr")),
     *("policy/logprob_diff_mean", "policy/logprob_diff_max", "format/valid", "group/zero_variance"),
     *(f"rollout/{name}" for name in ("completions", "tokens", "tokens_per_s", "length_mean", "truncated")),
@@ -95,7 +95,7 @@ def test_the_run_directory_holds_what_others_rely_on(builtin_run: tuple[Path, st
     rows = samples(run, 2)
     assert len(rows) == 8
     for row in rows:
-        assert set(row["judgments"]) == set(PERSPECTIVES)
+        assert set(row["judgments"]) == set(BUILTIN_PERSPECTIVES)
         assert row["version"] == 1
         scores = [judgment["score"] for judgment in row["judgments"].values()]
         statuses = [judgment["status"] for judgment in row["judgments"].values()]

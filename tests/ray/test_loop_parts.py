@@ -17,13 +17,14 @@ from perm_ray.config.engines import EngineConfig
 from perm_ray.config.judges import JudgeEngineConfig, JudgePoolConfig, JudgesConfig, ScoringConfig
 from perm_ray.config.schema import RolloutConfig
 from perm_ray.config.training import LoraConfig, SyncConfig, TrainerConfig
-from perm_ray.data.prompts import ChatRenderer, build_prompts, load_template, split_sections
+from perm_ray.data.prompts import build_prompts, load_template, split_sections
 from perm_ray.data.scenarios import load_scenarios
-from perm_ray.judges.asking import ValueAsk
+from perm_ray.judges.asking import ScoreQuery
 from perm_ray.judges.panel import JudgePanel, PanelReport
+from perm_ray.judges.perspective import BUILTIN_PERSPECTIVES
 from perm_ray.judges.pool import JudgePool, engine_actor_name
-from perm_ray.judges.registry import PERSPECTIVES
-from perm_ray.judges.session import Judges, build_perspectives, start_judges
+from perm_ray.judges.session import build_perspectives, start_judges
+from perm_ray.models.chat import ChatRenderer
 from perm_ray.rollout.pool import RolloutPool
 from perm_ray.runs.weight_sync import WeightSync
 from perm_ray.trainer.batching import TrainSequence
@@ -221,38 +222,40 @@ ANSWERS = [
 def judges_of(scoring: ScoringConfig) -> JudgesConfig:
     """Four separate pools, each perspective with an engine of its own."""
     engine = JudgeEngineConfig(model="tiny", max_model_len=8192, max_num_seqs=16, kv_cache_gb=0.1)
-    pools = {name: JudgePoolConfig(engine=name, scoring=scoring, timeout_s=60.0) for name in PERSPECTIVES}
-    return JudgesConfig(engines=dict.fromkeys(PERSPECTIVES, engine), pools=pools)
+    pools = {
+        name: JudgePoolConfig(engine=name, scoring=scoring, timeout_s=60.0) for name in BUILTIN_PERSPECTIVES
+    }
+    return JudgesConfig(engines=dict.fromkeys(BUILTIN_PERSPECTIVES, engine), pools=pools)
 
 
 @pytest.fixture(scope="module")
-def four_pools(tiny_model: Path, ray_cluster: int) -> Iterator[Judges]:
+def four_pools(tiny_model: Path, ray_cluster: int) -> Iterator[JudgePanel]:
     config = judges_of(ScoringConfig(mode="expected", min_mass=0.0))
-    folders = dict.fromkeys(PERSPECTIVES, tiny_model)
+    folders: dict[str, Path] = dict.fromkeys(BUILTIN_PERSPECTIVES, tiny_model)
     judges = start_judges(
         config, build_perspectives(config), folders, seed=1, deterministic=False, places=Places()
     )
     wait_all(judges.starting(), timeout_s=300, doing="starting")
     yield judges
-    for name in PERSPECTIVES:
+    for name in BUILTIN_PERSPECTIVES:
         ray.kill(ray.get_actor(engine_actor_name(name, 0)))
 
 
-def judge(judges: Judges, number: int, *answers: str) -> PanelReport:
-    scenario = SCENARIOS[number]
+def judge(judges: JudgePanel, number: int, *answers: str) -> PanelReport:
+    scenario, batch = SCENARIOS[number], judges.batch()
     for index, answer in enumerate(answers):
-        judges.panel.submit((scenario.scenario_id, index), scenario, split_sections(answer))
-    return judges.panel.collect()
+        batch.submit((scenario.scenario_id, index), scenario, split_sections(answer))
+    return batch.collect()
 
 
-def test_four_separate_pools_judge_every_completion(four_pools: Judges) -> None:
+def test_four_separate_pools_judge_every_completion(four_pools: JudgePanel) -> None:
     report = judge(four_pools, 0, *ANSWERS)
     assert sorted(report.judgments) == [(SCENARIOS[0].scenario_id, index) for index in range(3)]
     for found in report.judgments.values():
-        assert list(found) == list(PERSPECTIVES)
+        assert list(found) == list(BUILTIN_PERSPECTIVES)
         for name, judgment in found.items():
             assert judgment.status == Status.OK
-            scale = four_pools.panel.perspectives[name].scale
+            scale = four_pools.perspectives[name].scale
             assert judgment.score is not None
             assert scale.low <= judgment.score <= scale.high
             assert sum(judgment.distribution) == pytest.approx(1.0)
@@ -260,13 +263,13 @@ def test_four_separate_pools_judge_every_completion(four_pools: Judges) -> None:
             assert judgment.tokens.prompt > 0
         assert found["bystander"].score == pytest.approx(sum(found["bystander"].criteria.values()))
         assert len(found["bystander"].criteria) == 5
-    for name in PERSPECTIVES:
+    for name in BUILTIN_PERSPECTIVES:
         assert report.loads[name].worked
         assert report.loads[name].queue_max <= 3
 
 
 def test_the_probability_of_a_number_of_several_tokens_is_what_the_model_says(
-    four_pools: Judges, tiny_model: Path
+    four_pools: JudgePanel, tiny_model: Path
 ) -> None:
     """Against transformers: 1 is "1" and no further digit, 12 is "1" and then "2"."""
     import torch
@@ -274,7 +277,7 @@ def test_the_probability_of_a_number_of_several_tokens_is_what_the_model_says(
 
     renderer = ChatRenderer(tiny_model)
     messages = (Message("user", "How many?"),)
-    ask = ValueAsk(messages, "Content: ", tuple(range(21)))
+    ask = ScoreQuery(messages, "Content: ", tuple(range(21)))
     engine: Any = ray.get_actor(engine_actor_name("bystander", 0))
     reply: Any = ray.get(engine.answer.remote([ask]))
     (answer,) = reply.answers
@@ -295,14 +298,14 @@ def test_the_probability_of_a_number_of_several_tokens_is_what_the_model_says(
 
 
 @pytest.mark.parametrize("mode", ["reasoned", "sampled"])
-def test_the_other_modes_on_the_same_engines(four_pools: Judges, mode: str) -> None:
+def test_the_other_modes_on_the_same_engines(four_pools: JudgePanel, mode: str) -> None:
     config = judges_of(ScoringConfig(mode=mode, min_mass=0.0, max_reason_tokens=12, num_samples=3))
     pools = {
-        name: JudgePool(four_pools.panel.perspectives[name], pool, config, seed=1)
+        name: JudgePool(four_pools.perspectives[name], pool, config, seed=1)
         for name, pool in config.pools.items()
     }
-    panel = JudgePanel(pools, four_pools.panel.perspectives, deterministic=True)
-    for found in judge(replace(four_pools, panel=panel), 0, *ANSWERS).judgments.values():
+    panel = JudgePanel(pools, four_pools.perspectives, deterministic=True)
+    for found in judge(panel, 0, *ANSWERS).judgments.values():
         for judgment in found.values():
             assert judgment.status == Status.OK, judgment.reason
             assert judgment.score is not None
@@ -314,14 +317,14 @@ def test_the_other_modes_on_the_same_engines(four_pools: Judges, mode: str) -> N
                 assert judgment.mass == 1.0
 
 
-def test_a_missing_section_is_skipped_and_no_judge_is_asked(four_pools: Judges) -> None:
+def test_a_missing_section_is_skipped_and_no_judge_is_asked(four_pools: JudgePanel) -> None:
     (found,) = judge(four_pools, 1, "# Analysis\nOnly this.").judgments.values()
     assert found["resonation"].status == Status.OK
     assert {found[name].status for name in ("expression", "reception", "bystander")} == {Status.SKIPPED}
     assert found["expression"].tries == 0
 
 
-def test_a_dead_judge_engine_is_replaced(four_pools: Judges) -> None:
+def test_a_dead_judge_engine_is_replaced(four_pools: JudgePanel) -> None:
     ray.kill(ray.get_actor(engine_actor_name("reception", 0)), no_restart=False)
     (found,) = judge(four_pools, 2, ANSWERS[0]).judgments.values()
     assert {judgment.status for judgment in found.values()} == {Status.OK}

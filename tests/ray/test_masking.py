@@ -7,14 +7,14 @@ from pathlib import Path
 from perm_ray.config.training import RewardConfig, TrainerConfig
 from perm_ray.experience import Collector
 from perm_ray.judges.judge import JudgeTask
-from perm_ray.judges.registry import PERSPECTIVES, build_perspective
-from perm_ray.train import train_sequences
+from perm_ray.judges.perspective import BUILTIN_PERSPECTIVES, load_perspective
+from perm_ray.loop import train_sequences
 from perm_ray.trainer.batching import TrainSequence
 from perm_ray.trainer.group import TrainerGroup
 from perm_ray.types import Judgment, Status
 from tests.support.fakes import FakeJudgePanel, FakeRolloutPool, fake_completion, fake_prompt
 
-ALL = {name: build_perspective(name) for name in PERSPECTIVES}
+ALL = {name: load_perspective(name) for name in BUILTIN_PERSPECTIVES}
 TRAINER = TrainerConfig(
     num_cpus=1, num_threads=1, dtype="float32", lr=1e-2, warmup_ratio=0.0, micro_batch_tokens=4096
 )

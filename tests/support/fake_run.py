@@ -14,11 +14,11 @@ from pathlib import Path
 
 from perm_ray.config.load import dump_config, load_config
 from perm_ray.config.schema import Config
-from perm_ray.data.prompts import build_messages, split_sections
+from perm_ray.data.documents import Document
+from perm_ray.data.prompts import build_messages, load_template, split_sections
 from perm_ray.evaluation.heldout import HeldoutResult, compare, heldout_result
 from perm_ray.files import write_text_atomic
-from perm_ray.judges.perspective import Perspective
-from perm_ray.judges.registry import PERSPECTIVES, build_perspective
+from perm_ray.judges.perspective import BUILTIN_PERSPECTIVES, Perspective, load_perspective
 from perm_ray.rewards.advantages import advantages_of
 from perm_ray.rewards.reward import reward_of
 from perm_ray.runs.directory import RunDirectory
@@ -43,6 +43,7 @@ from tests.support.fakes import fake_span
 JUDGE = "invented-judge"
 _RUBRIC = "0f1a2b3c4d5e"
 _GROUP = 8
+_TEMPLATE = Document(load_template(None).front, "An invented system prompt. " * 12)
 _NUM_SCENARIOS = 80
 _TAGS = (("en", "Irish"), ("en", "Nigerian"), ("de", "Austrian"), ("pt-BR", "Brazilian"), ("ar", "Egyptian"))
 _OPENINGS = {
@@ -88,7 +89,9 @@ class FakeRun:
                 "evaluation.probes.every=10",
             ],
         )
-        self.perspectives: dict[str, Perspective] = {name: build_perspective(name) for name in PERSPECTIVES}
+        self.perspectives: dict[str, Perspective] = {
+            name: load_perspective(name) for name in BUILTIN_PERSPECTIVES
+        }
         self.rule = AmbiguityRule(self.config.judges.ambiguity, self.perspectives)
         self.prompts = [self._prompt(f"train-{number:03d}") for number in range(_NUM_SCENARIOS)]
         self.heldout = [self._prompt(f"heldout-{number:03d}") for number in range(16)]
@@ -145,7 +148,7 @@ class FakeRun:
             language=language,
             culture=culture,
         )
-        return Prompt(scenario, build_messages(scenario, "An invented system prompt. " * 12), "", (1, 2, 3))
+        return Prompt(scenario, build_messages(scenario, _TEMPLATE), "", (1, 2, 3))
 
     def _rollout(self, prompt: Prompt, index: int, step: int, progress: float) -> Rollout:
         luck = self.random

@@ -14,7 +14,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from perm_ray.judges.judge import JudgeTask
-from perm_ray.judges.panel import JudgePanel
+from perm_ray.judges.panel import JudgeBatch, JudgePanel
 from perm_ray.judges.perspective import Perspective
 from perm_ray.judges.pool import JudgePool
 from perm_ray.judges.routing import Router
@@ -125,28 +125,41 @@ class FakeRolloutPool(RolloutPool):
         yield from self._completions
 
 
+class FakeJudgePanel(JudgePanel):
+    """A panel that asks `judge(perspective, task)` in place of remote judges; `asked` has the tasks."""
+
+    def __init__(
+        self, perspectives: Mapping[str, Perspective], judge: Judge, deterministic: bool = True
+    ) -> None:
+        super().__init__({}, perspectives, deterministic)
+        self._judge = judge
+        self.asked: list[tuple[str, JudgeTask]] = []
+
+    def batch(self) -> JudgeBatch:
+        return _FakeBatch(self)
+
+    def answer(self, perspective: str, task: JudgeTask) -> Judgment:
+        self.asked.append((perspective, task))
+        return self._judge(perspective, task)
+
+
 class FakeJudgePool(JudgePool):
-    """A pool with one judge that is never asked: the panel answers for it."""
+    """A pool with one judge, which is asked in this process."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.router = Router(num_replicas=1, max_queue=64)
 
 
-class FakeJudgePanel(JudgePanel):
-    """The panel with `judge(perspective, task)` in place of its remote judges; `asked` has the tasks."""
-
-    def __init__(
-        self, perspectives: Mapping[str, Perspective], judge: Judge, deterministic: bool = True
-    ) -> None:
-        super().__init__({name: FakeJudgePool(name) for name in perspectives}, perspectives, deterministic)
-        self._judge = judge
-        self.asked: list[tuple[str, JudgeTask]] = []
+class _FakeBatch(JudgeBatch):
+    def __init__(self, panel: FakeJudgePanel) -> None:
+        pools = {name: FakeJudgePool(name) for name in panel.perspectives}
+        super().__init__(pools, panel.perspectives, deterministic=True)
+        self._panel = panel
 
     def _send(self, pool: JudgePool, replica: int, tasks: Sequence[JudgeTask]) -> None:
         for task in tasks:
-            self.asked.append((pool.name, task))
-            self._judgments[task.key][pool.name] = self._judge(pool.name, task)
+            self._judgments[task.key][pool.name] = self._panel.answer(pool.name, task)
         pool.router.done(replica, len(tasks))
 
 

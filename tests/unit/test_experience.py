@@ -13,9 +13,9 @@ from perm_ray.config.training import RewardConfig
 from perm_ray.errors import NotFiniteError
 from perm_ray.experience import Collected, Collector, check_finite
 from perm_ray.judges.judge import JudgeTask
-from perm_ray.judges.registry import PERSPECTIVES, build_perspective
+from perm_ray.judges.perspective import BUILTIN_PERSPECTIVES, load_perspective
+from perm_ray.loop import train_sequences
 from perm_ray.tracking.rollout_metrics import rollout_metrics
-from perm_ray.train import train_sequences
 from perm_ray.types import Completion, FinishReason, Judgment, Prompt, RolloutGroup, Status
 from tests.support.fakes import (
     FakeJudgePanel,
@@ -25,7 +25,7 @@ from tests.support.fakes import (
     fake_prompt,
 )
 
-ALL = {name: build_perspective(name) for name in PERSPECTIVES}
+ALL = {name: load_perspective(name) for name in BUILTIN_PERSPECTIVES}
 Scores = Mapping[tuple[str, int], tuple[float | None, float | None, float | None, float | None]]
 # The four scores of each completion, in the registry's order; None is an answer without a score.
 GOOD, POOR, LOPSIDED = (4.0, 4.0, 4.0, 80.0), (2.0, 2.0, 2.0, 60.0), (5.0, 5.0, 1.0, 100.0)

@@ -21,8 +21,8 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("types", "errors", "files"),
     ("config", "data", "rewards"),
     ("cluster", "models", "judges", "rollout", "trainer"),
-    ("evaluation", "experience", "tracking", "runs", "cluster.planning", "cluster.jobs", "cluster.doctor"),
-    ("train", "cli"),
+    ("evaluation", "tracking", "experience", "runs", "cluster.planning", "cluster.doctor"),
+    ("loop", "runs.start", "cli"),
 )
 
 # Importer, imported: where the order is not kept, and why. Nowhere, at present.
@@ -135,7 +135,7 @@ def test_only_weight_sync_knows_both_the_trainer_and_the_rollout_engines() -> No
         rooms = {name.split(".")[1] for name in imported(module, typing_only=True) if name.count(".") >= 2}
         if {"trainer", "rollout"} <= rooms:
             knowing.append(module)
-    assert set(knowing) <= {"perm_ray.runs.weight_sync", "perm_ray.runs.runtime"}
+    assert set(knowing) <= {"perm_ray.runs.weight_sync", "perm_ray.runs.run", "perm_ray.experience"}
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_only_weight_sync_knows_both_the_trainer_and_the_rollout_engines() -> No
         ("omegaconf", {"config.load"}),
         ("deepspeed", {"trainer.deepspeed", "trainer.state", "trainer.weights"}),
         ("mlflow", {"tracking"}),
-        ("rich", {"tracking", "cli"}),
+        ("rich", {"tracking", "runs.start", "cli"}),
         ("vllm", {"models"}),
     ],
 )
@@ -167,7 +167,7 @@ def loaded(*modules: str) -> set[str]:
 
 
 def test_importing_the_driver_loads_nothing_heavy() -> None:
-    assert loaded("perm_ray.train", "perm_ray.cli.train", "perm_ray.cli.main").isdisjoint(HEAVY)
+    assert loaded("perm_ray.runs.start", "perm_ray.cli.train", "perm_ray.cli.main").isdisjoint(HEAVY)
 
 
 def test_the_command_line_loads_not_even_ray_before_it_has_set_authentication() -> None:

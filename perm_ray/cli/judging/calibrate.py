@@ -70,20 +70,20 @@ def run(arguments: Sequence[str]) -> int:
     from rich.console import Console
     from rich.progress import track
 
+    from perm_ray.cli.judging.judges_up import judges_up
     from perm_ray.evaluation.calibration.agreement import Bootstrap
     from perm_ray.evaluation.calibration.figures import calibrate
     from perm_ray.evaluation.calibration.score_fit import fit_score_maps
     from perm_ray.files import write_json_atomic
-    from perm_ray.judges.session import judging
     from perm_ray.rewards.score_map import score_maps_document
 
     console = Console()
     config = only_needed(config, {d.perspective for d in labelled.dimensions if d.perspective})
     items = [each.item for each in labelled.items]
-    with judging(config) as session:
-        judged = track(session.judge(items), "judging", total=len(items), console=console, transient=True)
+    with judges_up(config) as judges:
+        judged = track(judges.judge(items), "judging", total=len(items), console=console, transient=True)
         judgments = {item.item_id: by_perspective for item, by_perspective in judged}
-        scales = {name: perspective.scale for name, perspective in session.perspectives.items()}
+        scales = {name: perspective.scale for name, perspective in judges.perspectives.items()}
     modes = {name: pool.scoring.mode for name, pool in config.judges.pools.items()}
     report = calibrate(labelled, judgments, scales, modes, Bootstrap(seed=config.run.seed))
     write_report(options.out, report, judgments, {})

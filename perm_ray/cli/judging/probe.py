@@ -58,17 +58,17 @@ def run(arguments: Sequence[str]) -> int:
     from rich.console import Console
     from rich.progress import track
 
+    from perm_ray.cli.judging.judges_up import judges_up
     from perm_ray.evaluation.probes.probe_report import probe_report
     from perm_ray.evaluation.probes.probe_set import probe_items
     from perm_ray.files import write_json_atomic
-    from perm_ray.judges.session import judging
 
     console = Console()
     items = probe_items(probes)
-    with judging(config) as session:
-        judged = track(session.judge(items), "judging", total=len(items), console=console, transient=True)
+    with judges_up(config) as judges:
+        judged = track(judges.judge(items), "judging", total=len(items), console=console, transient=True)
         judgments = {item.item_id: by_perspective for item, by_perspective in judged}
-        report = probe_report(probes, judgments, session.perspectives)
+        report = probe_report(probes, judgments, judges.perspectives)
     if options.json is not None:
         write_json_atomic(options.json, report.as_dict())
     show(report, console, verbose=options.verbose)

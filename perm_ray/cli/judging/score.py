@@ -63,9 +63,10 @@ def run(arguments: Sequence[str]) -> int:
     from rich.console import Console
     from rich.progress import track
 
+    from perm_ray.cli.judging.judges_up import judges_up
     from perm_ray.evaluation.scored import append_row, resume, setup_of
     from perm_ray.files import json_line
-    from perm_ray.judges.session import build_perspectives, judging
+    from perm_ray.judges.session import build_perspectives
     from perm_ray.rewards.reward import check_perspectives
     from perm_ray.rewards.score_map import score_maps_for
 
@@ -80,8 +81,8 @@ def run(arguments: Sequence[str]) -> int:
     if done:
         console.print(f"{len(items) - len(remaining)} of {len(items)} are there already.")
     if remaining:
-        with judging(config) as session:
-            judged = track(session.judge(remaining), "judging", len(remaining), console=console)
+        with judges_up(config) as judges:
+            judged = track(judges.judge(remaining), "judging", len(remaining), console=console)
             outage = Outage()
             for item, judgments in judged:
                 row = scored_row(item, judgments, perspectives, config.rewards, score_maps, setup)

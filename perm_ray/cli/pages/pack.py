@@ -15,7 +15,7 @@ from typing import Any
 
 from perm_ray.cli.pages.run_data import PerspectiveView, RunReport
 from perm_ray.cli.pages.sample_rows import SampleRow
-from perm_ray.data.prompts import build_messages
+from perm_ray.data.prompts import build_messages, load_template
 from perm_ray.types import Judgment, Message, Scenario, Status, Turn
 
 ANALYSIS, RESPONSE = "\ue000", "\ue001"  # stand for the sections in a frame; private characters
@@ -60,7 +60,11 @@ def scenario_of(messages: Sequence[Message]) -> tuple[str, str, str] | None:
     if not (found_situation and found_query):
         return None
     scenario = Scenario("", persona, situation, (Turn("seeker", query),))
-    return (persona, situation, query) if build_messages(scenario, "")[-1].content == user else None
+    return (
+        (persona, situation, query)
+        if build_messages(scenario, load_template(None))[-1].content == user
+        else None
+    )
 
 
 class _Packer:

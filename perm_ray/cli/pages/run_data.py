@@ -18,7 +18,7 @@ from perm_ray.config.load import load_config
 from perm_ray.config.redact import redact_text
 from perm_ray.config.schema import Config
 from perm_ray.errors import DataError, UserError
-from perm_ray.judges.registry import PERSPECTIVES, build_perspective
+from perm_ray.judges.perspective import BUILTIN_PERSPECTIVES, load_perspective
 from perm_ray.runs.directory import RunDirectory
 from perm_ray.tracking.summary import duration, summarise
 
@@ -256,13 +256,13 @@ def _perspectives(
         names |= dict.fromkeys(
             name.split("/")[1] for name in row if name.startswith("judge/") and name.endswith("/failed")
         )
-    known = [name for name in PERSPECTIVES if name in names]
+    known = [name for name in BUILTIN_PERSPECTIVES if name in names]
     return tuple(_perspective(name, rows) for name in [*known, *(n for n in names if n not in known)])
 
 
 def _perspective(name: str, rows: Sequence[SampleRow]) -> PerspectiveView:
-    if name in PERSPECTIVES:
-        known = build_perspective(name)
+    if name in BUILTIN_PERSPECTIVES:
+        known = load_perspective(name)
         return PerspectiveView(name, known.scale.low, known.scale.high, known.reads, known.kind)
     scores = [row.judgments[name].score for row in rows if name in row.judgments]
     highest = max((score for score in scores if score is not None), default=5.0)

@@ -147,7 +147,7 @@ class JobsClient:
                 yield text
 
     def stop(self, submission_id: str) -> None:
-        """Ask the job to stop: it writes a checkpoint and ends. Returns at once."""
+        """Query the job to stop: it writes a checkpoint and ends. Returns at once."""
         with self._explained(f"stop {submission_id}"):
             self._client.stop_job(submission_id)
 

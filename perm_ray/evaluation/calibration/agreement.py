@@ -17,12 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from perm_ray.evaluation.calibration import resampling
 from perm_ray.evaluation.calibration.resampling import Array
+from perm_ray.types import Scale
 
 FIGURES = ("kappa", "spearman", "kendall", "alpha")
 MIN_ITEMS = 3  # of fewer, no figure says anything
@@ -30,15 +30,6 @@ MAX_SHOWN_LEVELS = 11  # a confusion matrix of more (0 to 100) is shown in ten b
 
 _MIN_DEFINED = 0.95  # of the resamples, for an interval
 _LEVELS_ONLY = ("kappa", "alpha")
-
-
-class Levels(Protocol):
-    """A scale: the whole numbers from `low` to `high` (`perspectives.Scale` is one)."""
-
-    @property
-    def low(self) -> int: ...
-    @property
-    def high(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +84,13 @@ class _Term:
 # ---- scales ---------------------------------------------------------------------------------------
 
 
-def on_scale(values: Array, source: Levels, target: Levels) -> Array:
+def on_scale(values: Array, source: Scale, target: Scale) -> Array:
     """Values of one scale at their place on another: linear, its ends on the other's ends."""
     share = (values - source.low) / (source.high - source.low)
     return target.low + share * (target.high - target.low)
 
 
-def nearest_levels(values: Array, scale: Levels) -> Array:
+def nearest_levels(values: Array, scale: Scale) -> Array:
     """The nearest whole levels, halves up (never to even: 2.5 and 3.5 are a level apart); nan stays."""
     return np.clip(np.floor(values + 0.5), scale.low, scale.high)
 
@@ -115,12 +106,12 @@ def mean_of_raters(ratings: Array) -> Array:
 # ---- figures --------------------------------------------------------------------------------------
 
 
-def agreement(first: Array, second: Array, scale: Levels, bootstrap: Bootstrap) -> dict[str, Figure]:
+def agreement(first: Array, second: Array, scale: Scale, bootstrap: Bootstrap) -> dict[str, Figure]:
     """Every figure of two raters; both of shape (items,), on `scale`."""
     return _figures([_Term(1.0, first, second)], scale, bootstrap)
 
 
-def rater_alpha(ratings: Array, scale: Levels, bootstrap: Bootstrap) -> Figure:
+def rater_alpha(ratings: Array, scale: Scale, bootstrap: Bootstrap) -> Figure:
     """Krippendorff's alpha of all raters together; `ratings` has shape (items, raters)."""
     levels = nearest_levels(ratings, scale)
     paired = (~np.isnan(levels)).sum(axis=1) >= 2
@@ -134,12 +125,12 @@ def rater_alpha(ratings: Array, scale: Levels, bootstrap: Bootstrap) -> Figure:
     return _with_interval(_alpha(levels), replicates, n, bootstrap)
 
 
-def human_line(ratings: Array, scale: Levels, bootstrap: Bootstrap) -> dict[str, Figure]:
+def human_line(ratings: Array, scale: Scale, bootstrap: Bootstrap) -> dict[str, Figure]:
     """The line to beat: each rater against the mean of the others, on average over raters."""
     return _figures(_one_against_others(ratings), scale, bootstrap)
 
 
-def judge_margin(judged: Array, ratings: Array, scale: Levels, bootstrap: Bootstrap) -> dict[str, Figure]:
+def judge_margin(judged: Array, ratings: Array, scale: Scale, bootstrap: Bootstrap) -> dict[str, Figure]:
     """The judge in each rater's place, minus that rater: above 0, the judge agrees with the others
     better than people do. Paired: the same items, the same others, the same resamples."""
     terms = []
@@ -150,7 +141,7 @@ def judge_margin(judged: Array, ratings: Array, scale: Levels, bootstrap: Bootst
     return _figures(terms, scale, bootstrap)
 
 
-def confusion(human: Array, judged: Array, scale: Levels) -> Confusion:
+def confusion(human: Array, judged: Array, scale: Scale) -> Confusion:
     """How often each human level meets each level of the judge; both of shape (items,), on `scale`."""
     from sklearn.metrics import confusion_matrix
 
@@ -185,14 +176,14 @@ def _one_against_others(ratings: Array) -> list[_Term]:
     ]
 
 
-def _figures(terms: Sequence[_Term], scale: Levels, bootstrap: Bootstrap) -> dict[str, Figure]:
+def _figures(terms: Sequence[_Term], scale: Scale, bootstrap: Bootstrap) -> dict[str, Figure]:
     if not terms:
         return dict.fromkeys(FIGURES, Figure(None, None, None, 0, "there are not two human raters"))
     counts = resampling.draw_counts(len(terms[0].first), bootstrap.num_resamples, bootstrap.seed)
     return {name: _figure(name, terms, scale, counts, bootstrap) for name in FIGURES}
 
 
-def _figure(name: str, terms: Sequence[_Term], scale: Levels, counts: Array, bootstrap: Bootstrap) -> Figure:
+def _figure(name: str, terms: Sequence[_Term], scale: Scale, counts: Array, bootstrap: Bootstrap) -> Figure:
     """The weighted sum of the terms' figures; not defined unless every term's is."""
     present = [~(np.isnan(term.first) | np.isnan(term.second)) for term in terms]
     n = int(np.logical_or.reduce(present).sum())

@@ -31,7 +31,7 @@ from perm_ray.evaluation.calibration.labelled import (
     oriented,
 )
 from perm_ray.evaluation.calibration.labels_csv import read_epitome, read_lend_an_ear
-from perm_ray.judges.registry import PERSPECTIVES
+from perm_ray.judges.perspective import BUILTIN_PERSPECTIVES
 from perm_ray.types import JudgeItem, Scale
 
 LabelFormat = Literal["jsonl", "epitome", "lend-an-ear"]
@@ -77,7 +77,7 @@ def _read_jsonl(path: Path, own: Mapping[str, str], scales: dict[str, Scale]) ->
         raise DataError(
             f"{path} has no labels: give each row a field labels, {{perspective: {{rater: value}}}}."
         )
-    default = {name: name for name in used if name in PERSPECTIVES}
+    default = {name: name for name in used if name in BUILTIN_PERSPECTIVES}
     dimensions = map_dimensions({name: scales[name] for name in used}, default, own)
     by_name = {dimension.name: dimension for dimension in dimensions}
     items = tuple(

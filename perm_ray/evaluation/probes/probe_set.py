@@ -26,7 +26,7 @@ from typing import Literal, cast
 
 from perm_ray.data.scenarios import load_scenarios
 from perm_ray.errors import DataError
-from perm_ray.judges.registry import PERSPECTIVES, build_perspective
+from perm_ray.judges.perspective import BUILTIN_PERSPECTIVES, load_perspective
 from perm_ray.types import JudgeItem, Scenario, Sections
 
 Relation = Literal["above", "not_above"]
@@ -85,7 +85,7 @@ def load_probes(folder: Path = BUILTIN_PROBES) -> tuple[Probe, ...]:
     Raises one `DataError` that names every bad line (at most 20 are shown).
     """
     scenarios = {each.scenario_id: each for each in load_scenarios(str(folder / SCENARIOS_FILE))}
-    reads = {name: build_perspective(name).reads for name in PERSPECTIVES}
+    reads = {name: load_perspective(name).reads for name in BUILTIN_PERSPECTIVES}
     reader = _Reader(scenarios, reads)
     files = [file for file in sorted(folder.glob("*.jsonl")) if file.name != SCENARIOS_FILE]
     probes = tuple(probe for file in files for probe in reader.probes(file))

@@ -31,7 +31,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Ask:
+class Query:
     """One actor that takes something."""
 
     role: str
@@ -89,15 +89,15 @@ def resources_of(config: Config, role: str) -> Mapping[str, float]:
     return config.judges.engines[name].resources if name != role else {}
 
 
-def asks(config: Config) -> list[Ask]:
+def asks(config: Config) -> list[Query]:
     found = []
     for row in demands(config):
         takes = {"CPU": row.num_cpus, "GPU": row.num_gpus, **resources_of(config, row.role)}
-        found += [Ask(row.role, {name: a for name, a in takes.items() if a > 0}) for _ in range(row.count)]
+        found += [Query(row.role, {name: a for name, a in takes.items() if a > 0}) for _ in range(row.count)]
     return [ask for ask in found if ask.takes]
 
 
-def place(ask: Ask, nodes: list[Node]) -> str | None:
+def place(ask: Query, nodes: list[Node]) -> str | None:
     """Take it from the first node that has it; the node's name, or None."""
     for node in nodes:
         if all(node.left.get(name, 0.0) >= amount for name, amount in ask.takes.items()):
@@ -146,8 +146,8 @@ def test_no_gpu_is_left_over(name: str) -> None:
 
 
 def test_an_actor_too_big_finds_no_place() -> None:
-    assert place(Ask("rank", {"GPU": 8.0, "trainer": 1.0}), kuberay_nodes()) is None
-    assert place(Ask("judge", {"GPU": 1.0, "fairness": 1.0}), slurm_nodes()) is None
+    assert place(Query("rank", {"GPU": 8.0, "trainer": 1.0}), kuberay_nodes()) is None
+    assert place(Query("judge", {"GPU": 1.0, "fairness": 1.0}), slurm_nodes()) is None
 
 
 @pytest.mark.parametrize("name", SUPPLY)

@@ -11,15 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-from perm_ray.data.prompts import (
-    ChatRenderer,
-    build_messages,
-    build_prompt,
-    build_prompts,
-    load_template,
-    split_sections,
-)
+from perm_ray.data.documents import Document
+from perm_ray.data.prompts import build_messages, build_prompts, is_empty, load_template, split_sections
 from perm_ray.errors import ConfigError, DataError, ModelError
+from perm_ray.models.chat import ChatRenderer
 from perm_ray.types import Message, Scenario, Sections, Turn
 
 CHATML = """{% for message in messages %}
@@ -33,6 +28,9 @@ CHAT_TEXT = (
     "<|im_start|>user\nGrüße, 你好!<|im_end|>\n"
     "<|im_start|>assistant\n"
 )
+
+
+KIND = Document({"user": "Persona: {persona}\nSituation: {situation}\nMessage: {query}"}, "Be kind.")
 
 
 def scenario(name: str = "a-1", situation: str = "Her garden is in flower.") -> Scenario:
@@ -56,7 +54,7 @@ def model_folder(path: Path, chat_template: object = CHATML) -> Path:
     tokenizer.save(str(path / "tokenizer.json"))
     config = {
         "bos_token": "<|im_start|>",
-        "eos_token": {"content": "<|im_end|>", "special": True},
+        "eos_token": {"__type": "AddedToken", "content": "<|im_end|>", "special": True},
         "pad_token": None,
         "chat_template": chat_template,
     }
@@ -132,7 +130,14 @@ def test_what_is_missing_blank_or_repeated(text: str, analysis: str | None, resp
 PLAIN = (
     st.text()
     .map(str.strip)
-    .filter(lambda t: t and "analysis" not in t.lower() and "response" not in t.lower())
+    .filter(
+        lambda t: (
+            not is_empty(t)
+            and "think" not in t
+            and "analysis" not in t.lower()
+            and "response" not in t.lower()
+        )
+    )
 )
 
 
@@ -162,21 +167,21 @@ def test_hostile_text_takes_no_time(text: str) -> None:
 
 
 def test_the_user_message_has_persona_situation_and_the_first_turn_only() -> None:
-    system, user = build_messages(scenario(), "Be kind.")
+    system, user = build_messages(scenario(), KIND)
     assert system == Message("system", "Be kind.")
     assert user.role == "user"
     assert user.content == "Persona: Noor, 75\nSituation: Her garden is in flower.\nMessage: Look at it!"
 
 
 def test_the_default_template_is_short_and_shows_the_format() -> None:
-    text = load_template(None)
+    text = load_template(None).text
     assert len(text.split()) <= 120
     assert split_sections(text).valid
 
 
 def test_a_template_of_ones_own_is_read(tmp_path: Path) -> None:
     (tmp_path / "mine.md").write_text("Sei gütig.\n", encoding="utf-8")
-    assert load_template(str(tmp_path / "mine.md")) == "Sei gütig."
+    assert load_template(str(tmp_path / "mine.md")).text == "Sei gütig."
 
 
 @pytest.mark.parametrize(("content", "said"), [(None, "No such file"), (b" \n", "empty"), (b"\xff", "UTF-8")])
@@ -238,10 +243,10 @@ def test_a_template_cannot_leave_its_sandbox(tmp_path: Path) -> None:
     ("name", "content", "said"),
     [
         ("tokenizer.json", None, "has no tokenizer.json"),
-        ("tokenizer.json", "{}", "not a tokenizer"),
+        ("tokenizer.json", "{}", "cannot be read"),
         ("tokenizer_config.json", None, "has no tokenizer_config.json"),
-        ("tokenizer_config.json", "{", "as JSON"),
-        ("tokenizer_config.json", "[]", "must be a JSON object"),
+        ("tokenizer_config.json", "{", "cannot be read"),
+        ("tokenizer_config.json", "[]", "cannot be read"),
         ("tokenizer_config.json", "{}", "no chat template"),
         ("chat_template.jinja", "{% if %}", "not valid Jinja"),
     ],
@@ -268,19 +273,19 @@ def test_importing_it_loads_nothing_heavy() -> None:
 
 def test_a_prompt_holds_what_it_was_made_of(tmp_path: Path) -> None:
     renderer = ChatRenderer(model_folder(tmp_path))
-    prompt = build_prompt(scenario(), "Be kind.", "# Analysis\n", renderer, 1024)
-    assert prompt.messages == build_messages(scenario(), "Be kind.")
+    prompt = build_prompts([scenario()], KIND, "# Analysis\n", renderer, 1024)[0]
+    assert prompt.messages == build_messages(scenario(), KIND)
     assert prompt.token_ids == renderer.render(prompt.messages, "# Analysis\n")
     assert (prompt.scenario, prompt.prefix) == (scenario(), "# Analysis\n")
     exact = len(prompt.token_ids)
-    assert build_prompt(scenario(), "Be kind.", "# Analysis\n", renderer, exact) == prompt
+    assert build_prompts([scenario()], KIND, "# Analysis\n", renderer, exact) == (prompt,)
 
 
 def test_a_prompt_that_is_too_long_is_named_with_its_numbers(tmp_path: Path) -> None:
     renderer = ChatRenderer(model_folder(tmp_path))
-    count = len(build_prompt(scenario(), "Be kind.", "", renderer, 1024).token_ids)
+    count = len(build_prompts([scenario()], KIND, "", renderer, 1024)[0].token_ids)
     with pytest.raises(DataError, match=r"prompt\.max_tokens") as caught:
-        build_prompt(scenario(), "Be kind.", "", renderer, count - 1)
+        build_prompts([scenario()], KIND, "", renderer, count - 1)
     assert f"may have {count - 1} tokens" in str(caught.value)
     assert f"a-1 has {count}" in str(caught.value)
 
@@ -289,9 +294,9 @@ def test_all_prompts_that_are_too_long_come_in_one_error(tmp_path: Path) -> None
     renderer = ChatRenderer(model_folder(tmp_path))
     fine = [scenario(f"fine-{i}") for i in range(3)]
     long = [scenario(f"long-{i}", "x" * 500) for i in range(25)]
-    assert [p.scenario for p in build_prompts(fine, "", "", renderer, 300)] == fine
+    assert [p.scenario for p in build_prompts(fine, KIND, "", renderer, 300)] == fine
     with pytest.raises(DataError) as caught:
-        build_prompts([*long[:10], *fine, *long[10:]], "", "", renderer, 300)
+        build_prompts([*long[:10], *fine, *long[10:]], KIND, "", renderer, 300)
     message = str(caught.value)
     assert message.count("long-") == 20
     assert "fine-" not in message

@@ -27,8 +27,7 @@ from perm_ray.evaluation.probes.probe_report import (
 )
 from perm_ray.evaluation.probes.probe_set import Probe, item_id, load_probes, probe_items
 from perm_ray.judges.guard import removed
-from perm_ray.judges.perspective import Perspective
-from perm_ray.judges.registry import PERSPECTIVES, build_perspective
+from perm_ray.judges.perspective import BUILTIN_PERSPECTIVES, Perspective, load_perspective
 from perm_ray.types import JudgeItem, Judgment, Scenario, Sections, Status, Turn
 
 BUILTIN = load_probes()
@@ -45,7 +44,7 @@ KINDS = (
     *("role_tokens", "foreign_instruction", "padding", "flattery", "refusal", "dismissive", "wrong_facts"),
     *("right_but_cold", "warm_but_empty"),
 )
-FOUR: Mapping[str, Perspective] = {name: build_perspective(name) for name in PERSPECTIVES}
+FOUR: Mapping[str, Perspective] = {name: load_perspective(name) for name in BUILTIN_PERSPECTIVES}
 NOOR = Scenario("noor", "Noor, 75", "Her garden is in flower.", (Turn("seeker", "Look at it!"),))
 
 Score = Callable[[JudgeItem, str], float | None]

@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 
 from perm_ray.config.judges import JudgeEndpointConfig, JudgePoolConfig, ScoringConfig
-from perm_ray.judges.asking import Ask, EngineReply
-from perm_ray.judges.bystander import CRITERIA
+from perm_ray.judges.asking import EngineReply, Query
 from perm_ray.judges.endpoint_engine import JudgeEndpoint
-from perm_ray.judges.judge import Judge, JudgeTask
-from perm_ray.judges.registry import build_perspective
+from perm_ray.judges.judge import JudgeTask, PromptedJudge
+from perm_ray.judges.perspective import load_perspective
 from perm_ray.types import Judgment, Status
 from tests.support.fake_endpoint import Behaviour, FakeEndpoint, Request, always
 from tests.support.fakes import fake_prompt
@@ -39,10 +38,10 @@ def in_form(request: Request) -> str:
 def judge(server: FakeEndpoint, perspective: str, mode: str, **values: Any) -> Judgment:
     config = JudgeEndpointConfig(base_url=server.base_url, model="fake", max_retries=0, **values)
     pool = JudgePoolConfig(engine="far", scoring=ScoringConfig(mode=mode, num_samples=3))
-    one = Judge(build_perspective(perspective), pool, "fake", seed=1, continuing=False)
+    one = PromptedJudge(load_perspective(perspective), pool, "fake", seed=1, supports_prefill=False)
     engine = JudgeEndpoint("far", config, seed=1)
 
-    async def asker(asks: Sequence[Ask], /) -> tuple[EngineReply, int]:
+    async def asker(asks: Sequence[Query], /) -> tuple[EngineReply, int]:
         return await engine.answer(asks), 1
 
     task = JudgeTask(fake_prompt("a").scenario, ("a", 0), "How lovely, and how well you tell it.")
@@ -80,7 +79,7 @@ def test_an_expected_score_is_the_mean_under_the_endpoints_probabilities() -> No
     assert sound.status == Status.OK, sound.reason
     for name, points in POINTS.items():
         assert sound.criteria[name] == pytest.approx((points * 0.9 + 10 * 0.05) / 0.95)
-    assert sound.score == pytest.approx(math.fsum(sound.criteria[name] for name in CRITERIA))
+    assert sound.score == pytest.approx(math.fsum(sound.criteria[name] for name in POINTS))
 
 
 def test_an_endpoint_without_probabilities_fails_with_advice() -> None:
@@ -98,7 +97,7 @@ def test_an_endpoint_without_probabilities_fails_with_advice() -> None:
         (Behaviour.NO_CHOICES, Status.FAILED, "malformed: far"),
         (Behaviour.OFF_THE_SCALE, Status.UNPARSEABLE, "a whole number from 0 to 20|no number"),
         (Behaviour.NONSENSE, Status.UNPARSEABLE, "no number"),
-        (Behaviour.CUT_OFF, Status.UNPARSEABLE, "no number"),
+        (Behaviour.CUT_OFF, Status.UNPARSEABLE, "cut off before its end"),
     ],
 )
 @pytest.mark.parametrize("mode", ["reasoned", "sampled"])

@@ -10,10 +10,18 @@ import pytest
 
 from perm_ray.config.judges import ScoringConfig
 from perm_ray.judges import modes
-from perm_ray.judges.asking import Answer, Ask, Question, Refused, TextAnswer, TextAsk, ValueAnswer, ValueAsk
-from perm_ray.judges.modes import AskRefusedError
-from perm_ray.judges.scoring import Reading, ScoreError
-from perm_ray.types import Message, Scale
+from perm_ray.judges.asking import (
+    Answer,
+    Query,
+    QueryFailed,
+    Question,
+    ScoreAnswer,
+    ScoreQuery,
+    TextAnswer,
+    TextQuery,
+)
+from perm_ray.judges.scoring import ScoreError
+from perm_ray.types import Judgment, Message, Scale
 
 CHAT = (Message("system", "Judge."), Message("user", "How lovely!"))
 ONE = Question(CHAT, "I give it ", Scale(1, 5))
@@ -22,15 +30,15 @@ TWO = Question(CHAT, "My points:\n", Scale(0, 20), ("content", "accuracy"))
 
 def run(
     question: Question,
-    answer: Callable[[Ask], Answer],
+    answer: Callable[[Query], Answer],
     mode: str = "expected",
-    continuing: bool = True,
+    supports_prefill: bool = True,
     **scoring: float,
-) -> tuple[Reading, list[list[Ask]]]:
+) -> tuple[Judgment, list[list[Query]]]:
     """Drive a mode to its end; returns the reading and every round of asks."""
     config = ScoringConfig(mode=mode, **scoring)  # pyright: ignore[reportArgumentType]
-    steps = modes.begin(question, config, continuing=continuing, seed=7)
-    asks: Sequence[Ask] = next(steps)
+    steps = modes.begin(question, config, supports_prefill=supports_prefill, seed=7)
+    asks: Sequence[Query] = next(steps)
     rounds = [list(asks)]
     while True:
         try:
@@ -40,15 +48,15 @@ def run(
         rounds.append(list(asks))
 
 
-def sure(value: int) -> Callable[[Ask], Answer]:
-    return lambda ask: ValueAnswer(
-        {v: 0.0 if v == value else -math.inf for v in ask.values} if isinstance(ask, ValueAsk) else {}
+def sure(value: int) -> Callable[[Query], Answer]:
+    return lambda ask: ScoreAnswer(
+        {v: 0.0 if v == value else -math.inf for v in ask.values} if isinstance(ask, ScoreQuery) else {}
     )
 
 
 def test_expected_asks_once_right_after_the_opening() -> None:
     reading, rounds = run(ONE, sure(4))
-    assert rounds == [[ValueAsk(CHAT, "I give it ", (1, 2, 3, 4, 5))]]
+    assert rounds == [[ScoreQuery(CHAT, "I give it ", (1, 2, 3, 4, 5))]]
     assert (reading.score, reading.sampled, reading.mass, reading.entropy) == (4.0, 4.0, 1.0, 0.0)
 
 
@@ -62,12 +70,12 @@ def test_expected_asks_for_each_criterion_by_itself() -> None:
 
 
 def test_reasoned_scores_after_the_judges_own_reason() -> None:
-    def answer(ask: Ask) -> Answer:
-        return TextAnswer(" She is met.") if isinstance(ask, TextAsk) else sure(5)(ask)
+    def answer(ask: Query) -> Answer:
+        return TextAnswer(" She is met.") if isinstance(ask, TextQuery) else sure(5)(ask)
 
     reading, rounds = run(ONE, answer, "reasoned", max_reason_tokens=33)
     (reason,), (value,) = rounds
-    assert isinstance(reason, TextAsk)
+    assert isinstance(reason, TextQuery)
     assert (reason.prefix, reason.max_tokens, reason.temperature) == ("Reason: ", 33, 0.0)
     assert reason.regex is not None
     assert re.fullmatch(reason.regex, "She is met, and feels it.")
@@ -79,7 +87,7 @@ def test_reasoned_scores_after_the_judges_own_reason() -> None:
 def test_sampled_gives_the_mean_and_the_spread_by_hand() -> None:
     texts = iter(["2", "4", "4", "5"])
     reading, rounds = run(ONE, lambda _: TextAnswer(next(texts)), "sampled", num_samples=4, temperature=0.7)
-    asks = [ask for ask in rounds[0] if isinstance(ask, TextAsk)]
+    asks = [ask for ask in rounds[0] if isinstance(ask, TextQuery)]
     assert [ask.seed for ask in asks] == [7, 8, 9, 10]
     assert {ask.temperature for ask in asks} == {0.7}
     assert all(
@@ -102,7 +110,7 @@ def test_a_sample_that_is_no_score_is_left_out_and_lowers_the_mass() -> None:
 def test_sampled_criteria_go_on_from_the_first_label() -> None:
     reading, rounds = run(TWO, lambda _: TextAnswer("12\nAccuracy: 8"), "sampled", num_samples=2)
     ask = rounds[0][0]
-    assert isinstance(ask, TextAsk)
+    assert isinstance(ask, TextQuery)
     assert ask.prefix == "My points:\nContent: "
     assert ask.regex is not None
     assert re.fullmatch(ask.regex, "12\nAccuracy: 8")
@@ -116,9 +124,9 @@ def test_sampled_criteria_go_on_from_the_first_label() -> None:
 
 def test_an_engine_that_only_chats_is_told_the_form_and_read_strictly() -> None:
     answer = "Reason: She feels met.\nScore: 4"
-    reading, rounds = run(ONE, lambda _: TextAnswer(answer), "reasoned", continuing=False)
+    reading, rounds = run(ONE, lambda _: TextAnswer(answer), "reasoned", supports_prefill=False)
     ((ask,),) = rounds
-    assert isinstance(ask, TextAsk)
+    assert isinstance(ask, TextQuery)
     assert ask.prefix == ""
     assert ask.messages[-1].content.startswith("How lovely!")
     assert "Score: <whole number, 1 to 5>" in ask.messages[-1].content
@@ -132,30 +140,30 @@ def test_an_engine_that_only_chats_is_told_the_form_and_read_strictly() -> None:
 @pytest.mark.parametrize("text", ["Score: 250", "lovely", "", "Score: 4\nScore: 2", "I felt 4 things."])
 def test_a_chat_answer_without_a_score_is_never_a_number(text: str) -> None:
     with pytest.raises(ScoreError):
-        run(ONE, lambda _: TextAnswer(text), "reasoned", continuing=False)
+        run(ONE, lambda _: TextAnswer(text), "reasoned", supports_prefill=False)
 
 
 def test_chat_criteria_have_a_line_or_a_key_each() -> None:
     text = "Reason: Sound.\nContent: 15\nAccuracy: 20"
-    reading, rounds = run(TWO, lambda _: TextAnswer(text), "reasoned", continuing=False)
+    reading, rounds = run(TWO, lambda _: TextAnswer(text), "reasoned", supports_prefill=False)
     ask = rounds[0][0]
-    assert isinstance(ask, TextAsk)
+    assert isinstance(ask, TextQuery)
     assert ask.json_schema is not None
     assert ask.json_schema["required"] == ["reason", "content", "accuracy"]
     assert reading.criteria == {"content": 15.0, "accuracy": 20.0}
 
 
 @pytest.mark.parametrize("mode", ["expected", "reasoned", "sampled"])
-@pytest.mark.parametrize("continuing", [True, False])
-def test_no_answer_is_no_score_in_any_mode(mode: str, continuing: bool) -> None:
-    with pytest.raises(AskRefusedError, match="timeout: gone"):
-        run(ONE, lambda _: Refused("timeout: gone"), mode, continuing)
+@pytest.mark.parametrize("supports_prefill", [True, False])
+def test_no_answer_is_no_score_in_any_mode(mode: str, supports_prefill: bool) -> None:
+    with pytest.raises(QueryFailed, match="timeout: gone"):
+        run(ONE, lambda _: QueryFailed("timeout: gone"), mode, supports_prefill)
 
 
 def test_an_unsure_judge_has_no_opinion() -> None:
-    def answer(ask: Ask) -> Answer:
-        assert isinstance(ask, ValueAsk)
-        return ValueAnswer(dict.fromkeys(ask.values, math.log(0.01)))
+    def answer(ask: Query) -> Answer:
+        assert isinstance(ask, ScoreQuery)
+        return ScoreAnswer(dict.fromkeys(ask.values, math.log(0.01)))
 
     with pytest.raises(ScoreError, match=r"less than 0\.2"):
         run(ONE, answer)

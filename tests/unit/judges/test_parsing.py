@@ -10,10 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perm_ray.judges.bystander import CRITERIA, CRITERION_SCALE
 from perm_ray.judges.parsing import MAX_CHARS, parse_criteria_text, parse_score
+from perm_ray.judges.perspective import load_perspective
 from perm_ray.judges.scoring import ScoreError
 from perm_ray.types import Scale
+
+CRITERIA = load_perspective("bystander").criteria
+CRITERION_SCALE = load_perspective("bystander").number_scale
 
 FIVE = Scale(1, 5)
 FORMS = (

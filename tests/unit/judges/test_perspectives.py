@@ -8,10 +8,8 @@ import pytest
 
 from perm_ray.errors import ConfigError
 from perm_ray.judges.asking import Question
-from perm_ray.judges.bystander import CRITERIA
 from perm_ray.judges.guard import make_fence
-from perm_ray.judges.perspective import load_rubric
-from perm_ray.judges.registry import PERSPECTIVES, build_perspective
+from perm_ray.judges.perspective import BUILTIN_PERSPECTIVES, load_perspective
 from perm_ray.types import Scale, Scenario, Turn
 
 SCENARIO = Scenario(
@@ -27,12 +25,12 @@ ALL = [*DIGIT, "bystander"]
 
 
 def prompt_of(name: str, text: str = TEXT) -> Question:
-    return build_perspective(name).question(SCENARIO, text, FENCE)
+    return load_perspective(name).question(SCENARIO, text, FENCE)
 
 
 def test_the_registry_has_the_papers_four():
-    assert list(PERSPECTIVES) == ALL
-    built = {name: build_perspective(name) for name in PERSPECTIVES}
+    assert list(BUILTIN_PERSPECTIVES) == ALL
+    built = {name: load_perspective(name) for name in BUILTIN_PERSPECTIVES}
     assert all(perspective.name == name for name, perspective in built.items())
     assert {name: p.kind for name, p in built.items()} == dict.fromkeys(DIGIT, "empathy") | {
         "bystander": "bystander"
@@ -51,7 +49,7 @@ def test_an_empathy_perspective_asks_for_one_number(name):
 
 def test_the_bystander_asks_for_five():
     question = prompt_of("bystander")
-    assert question.criteria == CRITERIA
+    assert question.criteria == ("content", "structure", "efficiency", "objectivity", "accuracy")
     assert question.scale == Scale(0, 20)
     assert question.score_scale == Scale(0, 100)
 
@@ -60,7 +58,7 @@ def test_the_bystander_asks_for_five():
 def test_the_prompt_goes_rubric_scenario_completion_task(name):
     system, user = prompt_of(name).messages
     assert (system.role, user.role) == ("system", "user")
-    assert system.content == load_rubric(name).text
+    assert system.content == load_perspective(name).rubric.text
     places = [
         user.content.index(part)
         for part in (SCENARIO.persona, SCENARIO.situation, SCENARIO.query, f"[begin {FENCE}]", TEXT)
@@ -92,23 +90,23 @@ def test_only_the_seekers_query_is_shown():
 
 
 def test_the_cap_on_what_is_read_is_the_callers():
-    question = build_perspective("expression", max_chars=20).question(SCENARIO, "warm words " * 9, FENCE)
+    question = load_perspective("expression", max_chars=20).question(SCENARIO, "warm words " * 9, FENCE)
     assert "[... cut]" in question.messages[1].content
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_rubrics_are_short(name):
-    words = len(load_rubric(name).text.split())
+    words = len(load_perspective(name).rubric.text.split())
     assert words <= (200 if name == "bystander" else 180)
 
 
 def test_a_rubric_can_be_replaced(tmp_path):
     path = tmp_path / "mine.md"
     path.write_text("Judge kindly.\n", encoding="utf-8")
-    mine = build_perspective("expression", path)
+    mine = load_perspective("expression", path)
     assert mine.question(SCENARIO, TEXT, FENCE).messages[0].content == "Judge kindly."
     assert re.fullmatch("[0-9a-f]{12}", mine.rubric.digest())
-    assert mine.rubric.digest() != build_perspective("expression").rubric.digest()
+    assert mine.rubric.digest() != load_perspective("expression").rubric.digest()
 
 
 @pytest.mark.parametrize(
@@ -124,7 +122,7 @@ def test_a_rubric_can_be_replaced(tmp_path):
 def test_a_scenario_is_judged_under_its_languages_variant_of_the_rubric(tmp_path, language, expected):
     for name, text in {"r.md": "Judge.", "r.de.md": "Urteile.", "r.pt-br.md": "Julgue, viu."}.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
-    mine = build_perspective("reception", tmp_path / "r.md")
+    mine = load_perspective("reception", tmp_path / "r.md")
     scenario = replace(SCENARIO, language=language)
     assert mine.question(scenario, TEXT, FENCE).messages[0].content == expected
     assert (mine.rubric.digest(language) == mine.rubric.digest()) == (expected == "Judge.")
@@ -132,25 +130,25 @@ def test_a_scenario_is_judged_under_its_languages_variant_of_the_rubric(tmp_path
 
 def test_a_missing_or_empty_rubric_names_its_key(tmp_path):
     with pytest.raises(ConfigError, match=r"judges\.pools\.reception\.rubric .*nowhere\.md"):
-        build_perspective("reception", tmp_path / "nowhere.md")
+        load_perspective("reception", tmp_path / "nowhere.md")
     empty = tmp_path / "empty.md"
     empty.write_text(" \n")
     with pytest.raises(ConfigError, match=r"judges\.pools\.reception\.rubric .*which is empty"):
-        build_perspective("reception", empty)
+        load_perspective("reception", empty)
     binary = tmp_path / "binary.md"
     binary.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="UTF-8"):
-        build_perspective("reception", binary)
+        load_perspective("reception", binary)
 
 
 def test_an_unknown_perspective_is_named_with_the_nearest():
     with pytest.raises(ConfigError, match="did you mean 'bystander'"):
-        build_perspective("bystandr")
+        load_perspective("bystandr")
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_perspectives_and_questions_travel_to_actors(name):
-    perspective = build_perspective(name)
+    perspective = load_perspective(name)
     assert pickle.loads(pickle.dumps(perspective)) == perspective
     question = perspective.question(SCENARIO, TEXT, FENCE)
     assert pickle.loads(pickle.dumps(question)) == question

@@ -8,16 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perm_ray.judges.bystander import CRITERIA, CRITERION_SCALE
+from perm_ray.judges.perspective import load_perspective
 from perm_ray.judges.scoring import (
-    Reading,
     ScoreError,
     criteria_lines,
     criteria_regex,
     expected_score,
     sum_of_criteria,
 )
-from perm_ray.types import Scale
+from perm_ray.types import Judgment, Scale
+
+CRITERIA = load_perspective("bystander").criteria
+CRITERION_SCALE = load_perspective("bystander").number_scale
 
 FIVE = Scale(1, 5)
 REGEX = criteria_regex(CRITERIA, CRITERION_SCALE)
@@ -63,7 +65,7 @@ def test_a_score_error_survives_pickling():
     assert (str(error), error.reason, error.mass) == ("no digit", "no digit", 0.03)
 
 
-def point(value: int) -> Reading:
+def point(value: int) -> Judgment:
     """A judge who is sure of a criterion's points."""
     return expected_score({v: 0.0 if v == value else -math.inf for v in range(21)}, CRITERION_SCALE, 0.2)
 
@@ -105,6 +107,7 @@ def test_a_criterion_that_would_need_escaping_is_refused():
 @given(st.lists(st.floats(0.001, 0.2), min_size=5, max_size=5))
 def test_an_expected_score_stays_on_the_scale(probabilities):
     reading = expected_score(logs(*probabilities), FIVE, 0.0)
+    assert reading.score is not None
     assert 1 <= reading.score <= 5
     assert math.fsum(reading.distribution) == pytest.approx(1.0)
     assert reading.entropy is not None

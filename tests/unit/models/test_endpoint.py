@@ -13,10 +13,10 @@ import pytest
 
 from perm_ray.config.judges import JudgeEndpointConfig, JudgePoolConfig, JudgesConfig, ScoringConfig
 from perm_ray.errors import ConfigError
-from perm_ray.judges.asking import Ask, EngineReply, Refused, TextAsk, ValueAnswer, ValueAsk
+from perm_ray.judges.asking import EngineReply, Query, QueryFailed, ScoreAnswer, ScoreQuery, TextQuery
 from perm_ray.judges.endpoint_engine import JudgeEndpoint, value_answer
-from perm_ray.judges.judge import Judge, JudgeTask
-from perm_ray.judges.registry import build_perspective
+from perm_ray.judges.judge import JudgeTask, PromptedJudge
+from perm_ray.judges.perspective import load_perspective
 from perm_ray.models.endpoint import Endpoint, EndpointReply
 from perm_ray.models.endpoint_errors import Cause, EndpointError, retry_after_s
 from perm_ray.types import Message, Status, TokenUsage
@@ -222,12 +222,14 @@ def test_a_check_finds_what_is_not_there() -> None:
 
 def test_expected_scores_from_an_endpoints_logprobs() -> None:
     reply = EndpointReply("4", False, TokenUsage(), 1, ({" 4": -0.5, "4": -1.5, "5": -2.0, "a": -3.0},))
-    answer = value_answer(ValueAsk(CHAT, "I give it ", (1, 2, 3, 4, 5)), reply)
-    assert isinstance(answer, ValueAnswer)
+    answer = value_answer(ScoreQuery(CHAT, "I give it ", (1, 2, 3, 4, 5)), reply)
+    assert isinstance(answer, ScoreAnswer)
     four = math.log(math.exp(-0.5) + math.exp(-1.5))  # two tokens, one number
     expected = {1: -math.inf, 2: -math.inf, 3: -math.inf, 4: four, 5: -2.0}
     assert answer.logprobs == pytest.approx(expected)
-    assert isinstance(value_answer(ValueAsk(CHAT, "", (1, 2)), replace(reply, top_logprobs=())), Refused)
+    assert isinstance(
+        value_answer(ScoreQuery(CHAT, "", (1, 2)), replace(reply, top_logprobs=())), QueryFailed
+    )
 
 
 @pytest.mark.parametrize(
@@ -246,16 +248,16 @@ def test_numbers_of_two_digits_are_read_only_when_they_are_one_token(
     text: str, top: dict[str, float], refused: bool
 ) -> None:
     reply = EndpointReply(text, False, TokenUsage(), 1, (top,))
-    answer = value_answer(ValueAsk(CHAT, "Content: ", tuple(range(21))), reply)
-    assert isinstance(answer, Refused if refused else ValueAnswer)
-    if isinstance(answer, ValueAnswer):
+    answer = value_answer(ScoreQuery(CHAT, "Content: ", tuple(range(21))), reply)
+    assert isinstance(answer, QueryFailed if refused else ScoreAnswer)
+    if isinstance(answer, ScoreAnswer):
         seen = {str(value) for value, logprob in answer.logprobs.items() if logprob > -math.inf}
         assert seen == {token for token in top if token.isdecimal() and int(token) <= 20}
 
 
 def test_the_form_goes_along_as_the_endpoint_understands_it() -> None:
     schema = {"type": "object"}
-    wanted = TextAsk(CHAT, "", 9, regex="[1-5]", json_schema=schema)
+    wanted = TextQuery(CHAT, "", 9, regex="[1-5]", json_schema=schema)
     for structured, key in (
         ("json_schema", "response_format"),
         ("regex", "structured_outputs"),
@@ -270,7 +272,9 @@ def test_the_form_goes_along_as_the_endpoint_understands_it() -> None:
 
 def test_nothing_that_goes_wrong_becomes_a_number_and_every_judgment_is_there() -> None:
     """240 judgments, a third of the requests going wrong in every way: all accounted for."""
-    judge = Judge(build_perspective("expression"), JudgePoolConfig(retries=1), "fake", 42, continuing=False)
+    judge = PromptedJudge(
+        load_perspective("expression"), JudgePoolConfig(retries=1), "fake", 42, supports_prefill=False
+    )
     scenario = fake_prompt("a").scenario
     tasks = [JudgeTask(scenario, ("a", index), f"text {index}") for index in range(240)]
 
@@ -278,7 +282,7 @@ def test_nothing_that_goes_wrong_becomes_a_number_and_every_judgment_is_there() 
         limits: dict[str, Any] = {"max_retries": 0, "breaker_failures": 10**6, "timeout_s": 2.0}
         engine = JudgeEndpoint("judge", config_of(server, **limits), seed=1)
 
-        async def asker(asks: Sequence[Ask], /) -> tuple[EngineReply, int]:
+        async def asker(asks: Sequence[Query], /) -> tuple[EngineReply, int]:
             return await engine.answer(asks), 1
 
         return (await judge.judge(tasks, asker)).judgments

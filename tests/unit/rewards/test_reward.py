@@ -1,7 +1,6 @@
 """The reward's arithmetic against hand-worked values, and its rules for what could not be judged."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -9,12 +8,11 @@ from hypothesis import strategies as st
 
 from perm_ray.config.training import RewardConfig
 from perm_ray.errors import ConfigError
-from perm_ray.judges.perspective import Scale
-from perm_ray.judges.registry import PERSPECTIVES, build_perspective
+from perm_ray.judges.perspective import BUILTIN_PERSPECTIVES, Scale, load_perspective
 from perm_ray.rewards.reward import check_perspectives, combine, reward_of
 from perm_ray.types import Judgment, Status
 
-FOUR = {name: build_perspective(name) for name in PERSPECTIVES}
+FOUR = {name: load_perspective(name) for name in BUILTIN_PERSPECTIVES}
 empathy_scores = st.floats(1, 5)
 
 
@@ -120,16 +118,8 @@ def test_weights_name_empathy_perspectives_only():
         check_perspectives({"bystander": FOUR["bystander"]}, RewardConfig())
 
 
-@dataclass(frozen=True)
-class Own:
-    """A user's perspective, with a scale of its own."""
-
-    kind: Literal["empathy", "bystander"]
-    scale: Scale
-
-
 def test_fewer_perspectives_and_other_scales_work():
-    own = {"safety": Own("empathy", Scale(0, 9))}
+    own = {"safety": replace(FOUR["expression"], name="safety", number_scale=Scale(0, 9))}
     found, _ = reward_of({"safety": Judgment("safety", Status.OK, score=6.0)}, own, 10, RewardConfig())
     assert found is not None
     assert (found.empathy, found.bystander) == (pytest.approx(6 / 9), 0.0)

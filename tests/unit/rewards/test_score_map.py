@@ -14,15 +14,16 @@ from hypothesis import strategies as st
 from perm_ray.config.judges import ScoringConfig
 from perm_ray.config.schema import Config
 from perm_ray.config.training import RewardConfig
+from perm_ray.data.documents import Document
 from perm_ray.errors import ConfigError
 from perm_ray.files import write_json_atomic
-from perm_ray.judges.registry import PERSPECTIVES, build_perspective
+from perm_ray.judges.perspective import BUILTIN_PERSPECTIVES, load_perspective
 from perm_ray.rewards.reward import reward_of
 from perm_ray.rewards.score_map import ScoreMap, load_score_maps, score_maps_document, score_maps_for
-from perm_ray.runs.runtime import plan_run
+from perm_ray.runs.run_plan import plan_run
 from perm_ray.types import Judgment, Status
 
-FOUR = {name: build_perspective(name) for name in PERSPECTIVES}
+FOUR = {name: load_perspective(name) for name in BUILTIN_PERSPECTIVES}
 JUDGES = Config().judges
 MAP = ScoreMap(
     judge=JUDGES.model(JUDGES.pools["expression"]),
@@ -119,7 +120,9 @@ def test_a_perspective_that_is_not_judged_is_refused(tmp_path: Path) -> None:
 
 
 def test_every_language_of_the_data_must_have_been_calibrated(tmp_path: Path) -> None:
-    rubric = replace(FOUR["expression"].rubric, variants={"pt": "Em português."})
+    rubric = replace(
+        FOUR["expression"].rubric, variants={"pt": Document(FOUR["expression"].rubric.front, "Em português.")}
+    )
     variants = FOUR | {"expression": replace(FOUR["expression"], rubric=rubric)}  # type: ignore[type-var]
     path = saved(tmp_path)
     assert score_maps_for(path, JUDGES, variants, [None, "de"])

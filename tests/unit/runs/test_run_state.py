@@ -16,8 +16,8 @@ from perm_ray.config.training import TrainerConfig
 from perm_ray.errors import CheckpointError
 from perm_ray.files import fingerprint
 from perm_ray.runs.checkpoint import Checkpoints
-from perm_ray.runs.run_state import MAY_CHANGE, RunState, check_agrees, differences_in_numbers
-from perm_ray.runs.runtime import RunPlan, plan_run
+from perm_ray.runs.run_plan import RunPlan, plan_run
+from perm_ray.runs.run_state import RESUME_MAY_DIFFER, RunState, check_agrees, numeric_warnings
 
 
 def state(*overrides: str, **contents: str) -> RunState:
@@ -108,7 +108,7 @@ def test_every_pattern_of_what_may_change_fits_a_key() -> None:
     trainer = TrainerConfig(resources={"trainer": 1.0})  # nor any of the cluster's own
     config = Config(judges=JudgesConfig(endpoints={"far": far}), trainer=trainer)
     keys = _keys(config.as_dict(), "")
-    unused = [p for p in MAY_CHANGE if not any(fnmatch.fnmatchcase(key, p) for key in keys)]
+    unused = [p for p in RESUME_MAY_DIFFER if not any(fnmatch.fnmatchcase(key, p) for key in keys)]
     assert unused == []
 
 
@@ -120,8 +120,8 @@ def _keys(tree: Any, prefix: str) -> list[str]:
 
 def test_other_ranks_and_packages_are_told_of() -> None:
     then, now = state(), state("trainer.num_ranks=2")
-    assert differences_in_numbers(then, then) == []
-    (note,) = differences_in_numbers(then, now)
+    assert numeric_warnings(then, then) == []
+    (note,) = numeric_warnings(then, now)
     assert note == "trainer.num_ranks is 2, 1 then"
 
 

@@ -57,7 +57,7 @@ def test_a_deferred_block_is_finished_first_and_told_to_hurry() -> None:
     hurried, finished = threading.Event(), threading.Event()
 
     def block(stop: StopSignals) -> None:
-        with stop.deferred(hurry=hurried.set):
+        with stop.deferred(on_signal=hurried.set):
             send(signal.SIGTERM)
             assert hurried.wait(5)
             finished.set()
@@ -69,9 +69,9 @@ def test_a_deferred_block_is_finished_first_and_told_to_hurry() -> None:
 
 def test_a_deferred_block_without_a_signal_ends_as_it_would() -> None:
     with StopSignals() as stop:
-        with stop.deferred(hurry=ignore):
+        with stop.deferred(on_signal=ignore):
             pass
-        with pytest.raises(ZeroDivisionError), stop.deferred(hurry=ignore):
+        with pytest.raises(ZeroDivisionError), stop.deferred(on_signal=ignore):
             raise ZeroDivisionError
 
 
@@ -79,7 +79,7 @@ def test_a_deferred_block_that_gives_up_is_not_overruled() -> None:
     """`hurry` makes the trainer raise `Interrupted` of its own: that is the one that is heard."""
 
     def block(stop: StopSignals) -> None:
-        with stop.deferred(hurry=ignore):
+        with stop.deferred(on_signal=ignore):
             send(signal.SIGINT)
             raise Interrupted("Step 3 was given up as asked.")
 
@@ -90,7 +90,7 @@ def test_a_deferred_block_that_gives_up_is_not_overruled() -> None:
 def test_after_a_deferred_block_a_signal_raises_at_once_again() -> None:
     hurried = threading.Event()
     with StopSignals() as stop:
-        with stop.deferred(hurry=hurried.set):
+        with stop.deferred(on_signal=hurried.set):
             pass
         with pytest.raises(Interrupted):
             send(signal.SIGTERM)
@@ -101,7 +101,7 @@ def test_a_second_ctrl_c_ends_a_deferred_block_in_the_middle() -> None:
     first_survived = threading.Event()
 
     def block(stop: StopSignals) -> None:
-        with stop.deferred(hurry=ignore):
+        with stop.deferred(on_signal=ignore):
             send(signal.SIGINT)
             first_survived.set()
             send(signal.SIGINT)
@@ -115,7 +115,7 @@ def test_a_second_sigterm_ends_the_process_the_hard_way() -> None:
     code = (
         "import os, signal, time\n"
         "from perm_ray.runs.signals import StopSignals\n"
-        "with StopSignals() as stop, stop.deferred(hurry=lambda: print('hurry', flush=True)):\n"
+        "with StopSignals() as stop, stop.deferred(on_signal=lambda: print('hurry', flush=True)):\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    time.sleep(0.2)\n"
         "    print('still here', flush=True)\n"
@@ -134,7 +134,7 @@ def test_a_second_sigterm_ends_the_process_the_hard_way() -> None:
 def test_the_handlers_are_taken_back_from_a_library() -> None:
     with StopSignals() as stop:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        stop.take_back()
+        stop.reinstall()
         with pytest.raises(Interrupted):
             send(signal.SIGTERM)
 
@@ -143,7 +143,7 @@ def test_after_a_signal_nothing_is_taken_back_so_that_a_second_one_still_ends_it
     with StopSignals() as stop:
         with pytest.raises(Interrupted):
             send(signal.SIGTERM)
-        stop.take_back()
+        stop.reinstall()
         assert handlers() == [signal.default_int_handler, signal.SIG_DFL]
 
 
@@ -167,6 +167,6 @@ def test_without_a_signal_a_check_passes() -> None:
 def test_a_handler_that_a_library_replaced_is_taken_back() -> None:
     with StopSignals() as stop:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        stop.take_back()
+        stop.reinstall()
         with pytest.raises(Interrupted):
             send(signal.SIGTERM)

@@ -115,8 +115,8 @@ for _ in range(1000):  # a busy machine may take longer to import MLflow than `f
     if tracker.run_id is not None:
         break
     time.sleep(0.1)
-tracker.log_step(1, {"reward/mean": 0.5})
-tracker.log_rollouts(1, [fake_group("one", [rollout])])
+tracker.metrics(1, {"reward/mean": 0.5})
+tracker.rollouts(1, [fake_group("one", [rollout])])
 tracker.finish("FINISHED")
 """
 

@@ -32,7 +32,7 @@ def tracked(tmp_path: Path) -> tuple[Path, TrackedRun]:
     rollouts[2] = replace(rollouts[2], sections=Sections("She is proud.", None))
     tracker = MlflowTracker(Config().tracking, "night", tmp_path)
     tracker.start(Config(), None, {})
-    tracker.log_rollouts(10, [fake_group("one", rollouts)])
+    tracker.rollouts(10, [fake_group("one", rollouts)])
     tracker.finish("FINISHED")
     run = TrackedRun.read(tmp_path)
     assert run is not None

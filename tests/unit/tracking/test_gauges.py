@@ -9,12 +9,16 @@ from pathlib import Path
 from perm_ray.data.scenarios import load_scenarios
 from perm_ray.tracking.gauges import RayGauges, gauge_name
 from perm_ray.tracking.slices import slice_names
-from tests.e2e.test_train import METRICS, PERSPECTIVES
+from tests.e2e.test_train import BUILTIN_PERSPECTIVES, METRICS
 
 DASHBOARD = Path(__file__).parents[3] / "cluster" / "grafana" / "perm_ray.json"
 # Of a run's metrics those that the end-to-end test does not list one by one.
 FURTHER = {
-    *(f"judge/{p}/{name}" for p in PERSPECTIVES for name in ("mean", "unparseable", "busy", "wait_s")),
+    *(
+        f"judge/{p}/{name}"
+        for p in BUILTIN_PERSPECTIVES
+        for name in ("mean", "unparseable", "busy", "wait_s")
+    ),
     *("policy/mismatch_kl", "time/checkpoint_s", "step"),
 }
 
@@ -32,7 +36,7 @@ def test_ray_takes_the_gauge_of_any_scenarios_tag() -> None:
     slices = {name for scenario in load_scenarios("builtin:train") for name in slice_names(scenario)}
     assert not all(map(str.isascii, slices))
     metrics = {f"slice/{name}/reward": 0.5 for name in (*slices, "culture/日本")}
-    RayGauges("kind").set(1, metrics)
+    RayGauges("kind").metrics(1, metrics)
 
 
 def test_the_dashboard_asks_for_gauges_that_a_run_has() -> None:

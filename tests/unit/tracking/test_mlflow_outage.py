@@ -47,7 +47,7 @@ def test_all_steps_arrive_after_an_outage_and_one_warning_says_so(
     tracker = MlflowTracker(config.tracking, "night", tmp_path)
     server.start()
     tracker.start(config, None, {"data": "1"})
-    tracker.log_step(1, {"reward/mean": 0.1})
+    tracker.metrics(1, {"reward/mean": 0.1})
     wait_until(lambda: tracker.run_id is not None, 60)
     client = connect(server.uri)
     run_id = str(tracker.run_id)
@@ -57,15 +57,15 @@ def test_all_steps_arrive_after_an_outage_and_one_warning_says_so(
     with caplog.at_level(logging.WARNING):
         began_s = time.monotonic()
         for step in range(2, 8):
-            tracker.log_step(step, {"reward/mean": step / 10})
-        tracker.log_rollouts(7, groups())
+            tracker.metrics(step, {"reward/mean": step / 10})
+        tracker.rollouts(7, groups())
         assert time.monotonic() - began_s < 0.2
         wait_until(lambda: len(Spool(tmp_path)) == 7, 20)
         wait_until(lambda: caplog.records, 20)
         server.start()
-        tracker.log_step(8, {"reward/mean": 0.8})
+        tracker.metrics(8, {"reward/mean": 0.8})
         wait_until(lambda: not (tmp_path / SPOOL_NAME).exists(), 40)
-        tracker.log_step(9, {"reward/mean": 0.9})
+        tracker.metrics(9, {"reward/mean": 0.9})
         tracker.finish("FINISHED")
     (record,) = caplog.records
     assert f"MLflow at {server.uri} is out of reach" in record.getMessage()
@@ -90,13 +90,13 @@ def test_a_run_that_ends_in_an_outage_is_completed_when_it_is_resumed(
     server.start()
     first = MlflowTracker(config.tracking, "night", tmp_path)
     first.start(config, None, {"data": "1"})
-    first.log_step(1, {"reward/mean": 0.1})
+    first.metrics(1, {"reward/mean": 0.1})
     wait_until(lambda: first.run_id is not None, 60)
     client = connect(server.uri)
     wait_until(lambda: client.get_run(str(first.run_id)).data.metrics, 60)
     server.stop()
     for step in (2, 3):
-        first.log_step(step, {"reward/mean": step / 10})
+        first.metrics(step, {"reward/mean": step / 10})
     first.finish("KILLED")
     assert len(Spool(tmp_path)) == 3
 
@@ -107,7 +107,7 @@ def test_a_run_that_ends_in_an_outage_is_completed_when_it_is_resumed(
     assert tracked is not None
     second = MlflowTracker(config.tracking, "night", tmp_path)
     second.start(config, tracked.run_id, {"data": "1"})
-    second.log_step(3, {"reward/mean": 0.31})
+    second.metrics(3, {"reward/mean": 0.31})
     second.finish("FINISHED")
     run = client.get_run(str(first.run_id))
     assert (second.run_id, run.info.status) == (first.run_id, "FINISHED")

@@ -72,8 +72,8 @@ def test_a_run_its_resume_and_its_end_states(directory: Path, caplog: pytest.Log
     config = Config()
     tracker = start(directory, config)
     began_s = time.monotonic()
-    tracker.log_step(1, {"reward/mean": 0.1, "judge/resonation/mean": 3.0, "loss": math.nan})
-    tracker.log_step(2, {"reward/mean": 0.2})
+    tracker.metrics(1, {"reward/mean": 0.1, "judge/resonation/mean": 3.0, "loss": math.nan})
+    tracker.metrics(2, {"reward/mean": 0.2})
     assert time.monotonic() - began_s < 0.1
     tracker.finish("KILLED")
     run_id = tracked_id(directory)
@@ -90,7 +90,7 @@ def test_a_run_its_resume_and_its_end_states(directory: Path, caplog: pytest.Log
 
     trainer = dataclasses.replace(config.trainer, lr=1e-3)  # MLflow refuses a parameter that changes
     resumed = start(directory, dataclasses.replace(config, trainer=trainer), run_id)
-    resumed.log_step(3, {"reward/mean": 0.3})
+    resumed.metrics(3, {"reward/mean": 0.3})
     resumed.finish("FINISHED")
     assert resumed.run_id == run_id
     run = client.get_run(run_id)
@@ -108,7 +108,7 @@ def test_a_run_that_is_gone_is_begun_anew(directory: Path) -> None:
     client.delete_run(deleted)
     for lost in (deleted, "0" * 32):
         tracker = start(directory, Config(), lost)
-        tracker.log_step(7, {"reward/mean": 0.5})
+        tracker.metrics(7, {"reward/mean": 0.5})
         tracker.finish("FINISHED")
         assert tracker.run_id not in (None, lost)
         run = client.get_run(str(tracker.run_id))
@@ -118,9 +118,9 @@ def test_a_run_that_is_gone_is_begun_anew(directory: Path) -> None:
 
 def test_what_mlflow_refuses_is_in_nobodys_way(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     tracker = start(directory, Config())
-    tracker.log_step(1, {"no[such]name": 1.0})
-    tracker.log_step(2, {"reward/mean": 0.2})
-    tracker.log_step(3, {f"slice/{number}": 1.0 for number in range(2500)})  # more than one request holds
+    tracker.metrics(1, {"no[such]name": 1.0})
+    tracker.metrics(2, {"reward/mean": 0.2})
+    tracker.metrics(3, {f"slice/{number}": 1.0 for number in range(2500)})  # more than one request holds
     tracker.finish("FINISHED")
     run = client_of(directory).get_run(tracked_id(directory))
     assert run.info.status == "FINISHED"
@@ -142,7 +142,7 @@ def traces(directory: Path) -> list[Trace]:
 
 def test_rollouts_become_traces_with_a_feedback_from_every_judge(directory: Path) -> None:
     tracker = start(directory, Config())
-    tracker.log_rollouts(10, groups(0.5))
+    tracker.rollouts(10, groups(0.5))
     tracker.finish("FINISHED")
     good, failed = traces(directory)
     run_id = tracked_id(directory)
@@ -190,8 +190,8 @@ def table(directory: Path, step: int) -> list[dict[str, Any]]:
 
 def test_rollouts_are_in_a_table_once_also_when_a_step_is_run_again(directory: Path) -> None:
     tracker = start(directory, Config())
-    tracker.log_rollouts(10, groups(0.5))
-    tracker.log_rollouts(20, groups(0.7))
+    tracker.rollouts(10, groups(0.5))
+    tracker.rollouts(20, groups(0.7))
     tracker.finish("KILLED")
     first, second = table(directory, 20)
     assert (first["scenario_id"], first["reward"], first["reception"]) == ("one", 0.7, 4.5)
@@ -208,7 +208,7 @@ def test_rollouts_are_in_a_table_once_also_when_a_step_is_run_again(directory: P
     ]
 
     resumed = start(directory, Config(), tracked_id(directory))
-    resumed.log_rollouts(20, groups(0.9, text="another answer, half \ud83d of it"))  # one is as it was
+    resumed.rollouts(20, groups(0.9, text="another answer, half \ud83d of it"))  # one is as it was
     resumed.finish("FINISHED")
     assert [row["reward"] for row in table(directory, 20)] == [0.9, None]
     found = traces(directory)
@@ -220,7 +220,7 @@ def test_too_many_samples_are_dropped_and_counted(tmp_path: Path) -> None:
     tracker = MlflowTracker(TrackingConfig(samples=SamplesConfig(count=1)), "night", tmp_path)
     began_s = time.monotonic()
     for step in range(1, 11):  # nobody takes them yet
-        tracker.log_rollouts(step, groups(0.5))
+        tracker.rollouts(step, groups(0.5))
     assert time.monotonic() - began_s < 0.5
     write_mlflow_database(tmp_path / "mlflow.db")
     tracker.start(Config(), None, CONTENTS)
@@ -237,8 +237,8 @@ def test_an_outage_costs_one_warning_and_no_record(tmp_path: Path, caplog: pytes
     tracker = start(tmp_path, Config(tracking=AWAY))
     began_s = time.monotonic()
     for step in range(1, 4):
-        tracker.log_step(step, {"reward/mean": 0.1})
-    tracker.log_rollouts(3, groups(0.5))
+        tracker.metrics(step, {"reward/mean": 0.1})
+    tracker.rollouts(3, groups(0.5))
     assert (tracker.run_id, time.monotonic() - began_s < 0.2) == (None, True)
     with caplog.at_level(logging.WARNING):
         tracker.finish("FINISHED")
@@ -267,7 +267,7 @@ def test_a_server_that_takes_connections_and_says_nothing(
     with socket.create_server(("127.0.0.1", 0)) as mute:
         config = TrackingConfig(mlflow_uri=f"http://127.0.0.1:{mute.getsockname()[1]}")
         tracker = start(tmp_path, Config(tracking=config))
-        tracker.log_step(1, {"reward/mean": 0.1})
+        tracker.metrics(1, {"reward/mean": 0.1})
         began_s = time.monotonic()
         tracker.finish("FAILED")
         assert time.monotonic() - began_s < 14
@@ -279,7 +279,7 @@ def test_a_server_that_takes_connections_and_says_nothing(
 def test_a_queue_that_nobody_empties_has_a_bound(tmp_path: Path) -> None:
     tracker = MlflowTracker(AWAY, "night", tmp_path)
     for step in range(1, 1004):
-        tracker.log_step(step, {"reward/mean": 0.1})
+        tracker.metrics(step, {"reward/mean": 0.1})
     spool = Spool(tmp_path)
     assert [len(spool), spool.first()] == [3, Spool(tmp_path).first()]
     first = spool.first()
@@ -296,8 +296,8 @@ def test_finish_without_start(tmp_path: Path) -> None:
 
 def test_tracking_can_be_turned_off(tmp_path: Path) -> None:
     tracker = open_tracker(Config(tracking=TrackingConfig(mlflow=False)), "night", tmp_path, None, {})
-    tracker.log_step(1, {"reward/mean": 0.1})
-    tracker.log_rollouts(1, groups(0.5))
+    tracker.metrics(1, {"reward/mean": 0.1})
+    tracker.rollouts(1, groups(0.5))
     tracker.finish("FINISHED")
     assert (tracker.uri, tracker.run_id, list(tmp_path.iterdir())) == (None, None, [])
 
@@ -312,7 +312,7 @@ def test_where_runs_go(tmp_path: Path) -> None:
 def test_an_end_of_an_earlier_session_does_not_end_this_one(directory: Path) -> None:
     Spool(directory).append(Record("end", 0, 1, {"status": "KILLED"}))
     tracker = start(directory, Config())
-    tracker.log_step(1, {"reward/mean": 0.1})
+    tracker.metrics(1, {"reward/mean": 0.1})
     tracker.finish("FAILED")
     assert client_of(directory).get_run(tracked_id(directory)).info.status == "FAILED"
     assert not (directory / "mlflow_spool.jsonl").exists()

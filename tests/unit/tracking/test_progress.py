@@ -48,7 +48,7 @@ def run(progress: RunProgress, clock: Clock) -> Iterator[str]:
             yield progress.render().plain
             progress.phase("train")
             clock.now += 10
-            progress.step_done(step, metrics)
+            progress.metrics(step, metrics)
             yield progress.render().plain
         progress.note("[saved] policy in /runs/x")
         progress.phase("evaluate", 1, 4)
@@ -94,8 +94,8 @@ def test_a_resumed_run_counts_from_its_step() -> None:
 def test_missing_metrics_are_shown_as_missing() -> None:
     out = StringIO()
     with RunProgress(2, console=Console(file=out)) as progress:
-        progress.step_done(1, {"judge/resonation/mean": 3.0})
-        progress.step_done(2, {"reward/mean": float("nan"), "judge/resonation/mean": 3.0})
+        progress.metrics(1, {"judge/resonation/mean": 3.0})
+        progress.metrics(2, {"reward/mean": float("nan"), "judge/resonation/mean": 3.0})
     first, second = out.getvalue().splitlines()
     assert first.startswith("step 1/2  reward n/a  resonation 3.000")
     assert "reward nan" in second
@@ -107,8 +107,8 @@ def test_an_ascii_log_and_other_alphabets() -> None:
         progress = RunProgress(2, console=Console(file=out, force_terminal=True))
         with progress:
             progress.note("安慰 ▲")
-            progress.step_done(1, FIRST)
-            progress.step_done(2, SECOND)
+            progress.metrics(1, FIRST)
+            progress.metrics(2, SECOND)
             assert progress.render().plain.isascii()
 
 
@@ -120,7 +120,7 @@ from perm_ray.tracking.progress import RunProgress
 sys.stdin.readline()  # until the reader of this output is gone
 with RunProgress(2, console=Console(force_terminal=sys.argv[1] == "terminal")) as progress:
     progress.note("hello")
-    progress.step_done(1, {"reward/mean": 0.5})
+    progress.metrics(1, {"reward/mean": 0.5})
     progress.note("still here")
 print("survived", file=sys.stderr)
 """

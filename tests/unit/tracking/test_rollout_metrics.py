@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from perm_ray.config.judges import AmbiguityConfig
-from perm_ray.judges.registry import PERSPECTIVES, build_perspective
+from perm_ray.judges.perspective import BUILTIN_PERSPECTIVES, load_perspective
 from perm_ray.tracking.ambiguous import AmbiguityRule
 from perm_ray.tracking.rollout_metrics import rollout_metrics
 from perm_ray.tracking.samples import sample_rows
@@ -29,7 +29,7 @@ from perm_ray.types import (
 )
 from tests.support.fakes import fake_span
 
-RULE = AmbiguityRule(AmbiguityConfig(), {name: build_perspective(name) for name in PERSPECTIVES})
+RULE = AmbiguityRule(AmbiguityConfig(), {name: load_perspective(name) for name in BUILTIN_PERSPECTIVES})
 REWARD = Reward(0.5, 0.8, -0.2, -0.1)
 
 PROMPT = Prompt(

@@ -8,14 +8,14 @@ from dataclasses import replace
 import pytest
 
 from perm_ray.config.judges import AmbiguityConfig
-from perm_ray.judges.registry import PERSPECTIVES, build_perspective
+from perm_ray.judges.perspective import BUILTIN_PERSPECTIVES, load_perspective
 from perm_ray.tracking.ambiguous import AmbiguityRule, relative_entropy
 from perm_ray.tracking.samples import ambiguous_rows
 from perm_ray.tracking.slices import slice_metrics
 from perm_ray.types import Judgment, Reward, Rollout, RolloutGroup, Sections, Status
 from tests.support.fakes import fake_completion, fake_prompt
 
-RULE = AmbiguityRule(AmbiguityConfig(), {name: build_perspective(name) for name in PERSPECTIVES})
+RULE = AmbiguityRule(AmbiguityConfig(), {name: load_perspective(name) for name in BUILTIN_PERSPECTIVES})
 
 
 def rollout(scenario_id: str, reward: float | None, **scores: float) -> Rollout:

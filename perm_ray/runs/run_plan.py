@@ -1,0 +1,119 @@
+"""Check a configuration before anything is started: data, rubrics, arithmetic, then models and prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from perm_ray.cluster.placement import check_local_resources, demands
+from perm_ray.config.schema import Config
+from perm_ray.data.documents import Document
+from perm_ray.data.prompts import build_prompts, load_template
+from perm_ray.data.sampler import ScenarioSampler
+from perm_ray.data.scenarios import load_scenarios, scenario_digest
+from perm_ray.errors import ConfigError
+from perm_ray.files import fingerprint
+from perm_ray.judges.perspective import Perspective
+from perm_ray.judges.session import (
+    build_perspectives,
+    check_judge_prompts,
+    resolve_judges,
+)
+from perm_ray.models.chat import ChatRenderer
+from perm_ray.models.resolve import check_context, resolve_model
+from perm_ray.rewards.reward import check_perspectives
+from perm_ray.rewards.score_map import ScoreMap, score_maps_for
+from perm_ray.types import Prompt, Scenario
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A configuration with everything checked that needs no engine and no model file."""
+
+    config: Config
+    train: tuple[Scenario, ...]
+    heldout: tuple[Scenario, ...]
+    perspectives: Mapping[str, Perspective]
+    score_maps: Mapping[str, ScoreMap]
+    template: Document
+
+    def contents(self) -> dict[str, str]:
+        """What the configuration's paths lead to, by digest: a resumed run must find the same."""
+        rubrics = {f"rubric of {name}": p.rubric.digest_of_all for name, p in self.perspectives.items()}
+        return {
+            "set of training scenarios": scenario_digest(self.train),
+            "set of held-out scenarios": scenario_digest(self.heldout),
+            "prompt template": self.template.digest_of_all,
+            **rubrics,
+        }
+
+    def new_sampler(self) -> ScenarioSampler:
+        return ScenarioSampler(
+            len(self.train), self.config.rollout.prompts_per_step, seed=self.config.run.seed
+        )
+
+
+def plan_run(config: Config) -> RunPlan:
+    """Read and check the data, the rubrics and the arithmetic. Raises `UserError`s."""
+    perspectives = build_perspectives(config.judges)
+    check_perspectives(perspectives, config.rewards)
+    check_local_resources(config.ray, demands(config))
+    train = load_scenarios(config.data.train)
+    heldout = load_scenarios(config.data.heldout) if config.evaluation.num_scenarios else ()
+    languages = [scenario.language for scenario in (*train, *heldout)]
+    plan = RunPlan(
+        config=config,
+        train=train,
+        heldout=heldout[: config.evaluation.num_scenarios],
+        perspectives=perspectives,
+        score_maps=score_maps_for(config.rewards.score_map, config.judges, perspectives, languages),
+        template=load_template(config.prompt.template),
+    )
+    plan.new_sampler()  # refuses more prompts a step than there are scenarios
+    if len(plan.heldout) < config.evaluation.num_scenarios:
+        raise ConfigError(
+            f"evaluation.num_scenarios must be at most {len(plan.heldout)}, the scenarios in "
+            f"{config.data.heldout}, found {config.evaluation.num_scenarios}: lower it or add scenarios."
+        )
+    return plan
+
+
+@dataclass(frozen=True)
+class Models:
+    """The folders of all models, and the prompts as the policy's tokeniser writes them."""
+
+    policy: Path
+    judges: Mapping[str, Path]
+    train_prompts: Sequence[Prompt]
+    heldout_prompts: Sequence[Prompt]
+
+    def fingerprints(self) -> dict[str, str]:
+        """What is in the folders: a resumed run must find the same."""
+        judges = {f"weights of judge {name}": fingerprint(folder) for name, folder in self.judges.items()}
+        return {"weights of the policy at the start": fingerprint(self.policy), **judges}
+
+
+def prepare_models(plan: RunPlan) -> Models:
+    """Find (or fetch, or convert) every model and render every prompt. Raises `UserError`s."""
+    config = plan.config
+    policy = resolve_model(config.policy.model)
+    check_context(policy, config.rollout.engine.max_model_len, "rollout.engine.max_model_len")
+    judges = resolve_judges(config.judges)
+    scenarios = (*plan.train, *plan.heldout)
+    check_judge_prompts(
+        config.judges, plan.perspectives, judges, scenarios, config.rollout.max_completion_tokens
+    )
+    renderer = ChatRenderer(policy)
+
+    def prompts(scenarios: Sequence[Scenario]) -> Sequence[Prompt]:
+        return build_prompts(
+            scenarios, plan.template, config.prompt.prefix, renderer, config.prompt.max_tokens
+        )
+
+    return Models(
+        policy=policy,
+        judges=judges,
+        train_prompts=prompts(plan.train),
+        heldout_prompts=prompts(plan.heldout),
+    )

@@ -1,0 +1,179 @@
+"""Start, resume and finish a run: everything around the loop that is not a step.
+
+`train_plan` is where the command line and the library meet. However a run ends, nothing is left running,
+the last finished step is saved where that can be, and the summary says how it ended.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+from rich.console import Console
+
+from perm_ray.cluster.jobs import variables
+from perm_ray.config.load import dump_config
+from perm_ray.config.schema import Config
+from perm_ray.errors import Interrupted, JudgeFailureRateError
+from perm_ray.files import write_text_atomic
+from perm_ray.loop import train
+from perm_ray.runs.checkpoint import Checkpoints, checkpoint_of
+from perm_ray.runs.directory import RunDirectory, run_path
+from perm_ray.runs.hooks import Evaluate
+from perm_ray.runs.run import Run, running
+from perm_ray.runs.run_plan import Models, RunPlan, prepare_models
+from perm_ray.runs.run_state import RunState, check_agrees, numeric_warnings
+from perm_ray.runs.signals import StopSignals
+from perm_ray.tracking.mlflow_client import TrackedRun
+from perm_ray.tracking.mlflow_tracker import open_tracker
+from perm_ray.tracking.model_card import TrainedPolicy, heldout_reward, model_card
+from perm_ray.tracking.model_registry import Candidate, measure_of, register_policy
+from perm_ray.tracking.progress import RunProgress
+from perm_ray.tracking.spool import SPOOL_NAME
+from perm_ray.tracking.summary import print_summary, summarise
+from perm_ray.tracking.tracker import EndState
+
+
+def train_plan(plan: RunPlan, resume: Path | None, stop: StopSignals) -> RunDirectory:
+    """Train a checked plan, from the start or from the checkpoint of `resume`.
+
+    Args:
+        plan: Made by `plan_run`.
+        resume: A run directory, or the folder of one of its checkpoints; None starts anew.
+        stop: Says when the run was asked to stop.
+
+    Returns:
+        The directory of the finished run.
+
+    Raises:
+        CheckpointError: `resume` is no checkpoint, or was made with another configuration, data or model.
+        Interrupted: The run was asked to stop; it can be resumed.
+    """
+    config = plan.config
+    path = run_path(config.run, datetime.now())
+    checkpoints = Checkpoints(path / "checkpoints", config.checkpoint)
+    fresh = RunState.new(plan.new_sampler().state(), plan.contents(), config)
+    state, checkpoint = fresh, None
+    if resume is not None:
+        state, checkpoint = checkpoints.load(checkpoint_of(resume)[1])
+        check_agrees(state.without_weights(), fresh)  # what can be compared before any model is loaded
+        if state.step >= config.run.steps and RunDirectory(path).finished:
+            _send_the_rest(config, path, state)
+            print(
+                f"{path} is finished: {state.step} of {config.run.steps} steps are done, nothing to resume."
+            )
+            return RunDirectory(path)
+    models = prepare_models(plan)
+    fresh = replace(fresh, weights=models.fingerprints())
+    if checkpoint is None:
+        state = fresh
+        directory = RunDirectory.create(path, dump_config(config))
+    else:
+        check_agrees(state, fresh)
+        for warning in numeric_warnings(state, fresh):
+            print(f"Not bitwise what an uninterrupted run would give: {warning}.")
+        state = state.resumed_as(fresh)
+        directory = RunDirectory.resume(path, dump_config(config), state.step)
+        checkpoints.go_back(checkpoint)
+    _train(plan, models, directory, state, checkpoint, stop)
+    return directory
+
+
+def _mlflow_run(directory: Path, state: RunState) -> str | None:
+    """Return the MLflow run to go on with: this run's own, or the one that `perm-ray submit` opened."""
+    tracked = TrackedRun.read(directory)  # newer than the checkpoint's, which may have been made before
+    own = tracked.run_id if tracked is not None else state.mlflow_run_id
+    return own or os.environ.get(variables.MLFLOW_RUN_ID)
+
+
+def _send_the_rest(config: Config, path: Path, state: RunState) -> None:
+    """Give MLflow what it did not take while the run went on."""
+    if config.tracking.mlflow and (path / SPOOL_NAME).is_file():
+        run_id = _mlflow_run(path, state)
+        open_tracker(config, path.name, path, run_id, {**state.contents, **state.weights}).finish("FINISHED")
+
+
+def _train(
+    plan: RunPlan,
+    models: Models,
+    directory: RunDirectory,
+    state: RunState,
+    checkpoint: Path | None,
+    stop: StopSignals,
+) -> None:
+    """Train, and leave nothing running and nothing unsaid, however it ends."""
+    console = Console()
+    contents = {**state.contents, **state.weights}
+    run_id = _mlflow_run(directory.path, state)
+    tracker = open_tracker(plan.config, directory.name, directory.path, run_id, contents)
+    status: EndState = "FAILED"
+    extra: dict[str, object] = {"run_directory": str(directory.path), "mlflow_uri": tracker.uri}
+    started = time.monotonic()
+    try:
+        with RunProgress(plan.config.run.steps, state.step, console) as progress:
+            progress.note(f"Run directory: {directory.path}")
+            with running(plan, models, directory, tracker, progress, stop, state) as run:
+                if checkpoint is not None:
+                    run.restore(checkpoint)
+                _train_and_save(run)
+                extra["evaluation"] = next(h.comparison for h in run.hooks if isinstance(h, Evaluate))
+        candidates = _describe_policies(run, contents, extra["evaluation"])
+        status = "FINISHED"
+    except Interrupted:
+        status = "KILLED"
+        raise
+    finally:
+        tracker.finish(status)
+        wall_time_s = state.wall_time_s + time.monotonic() - started
+        summary = summarise(directory.read_metrics(), status, wall_time_s, extra)
+        directory.write_summary(summary)
+        print_summary(summary, console)
+    for candidate in candidates:
+        registered = register_policy(plan.config, directory.path, candidate)
+        if registered is not None:
+            console.print(f"Model:  {registered}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _train_and_save(run: Run) -> None:
+    """Train; after an error save what can be saved, and say how to resume."""
+    try:
+        train(run)
+    except (Interrupted, JudgeFailureRateError):
+        run.save()
+        run.checkpoints.wait()
+        run.progress.note(f"Resume with: perm-ray train --resume {run.directory.path}")
+        raise
+    except Exception:
+        run.finish_pending_checkpoint()
+        if run.checkpoints.latest_name() is not None:
+            run.progress.note(f"Resume with: perm-ray train --resume {run.directory.path}")
+        raise
+
+
+def _describe_policies(run: Run, contents: Mapping[str, str], evaluation: object) -> list[Candidate]:
+    """Write the model cards of the exported policies, and return what the model registry needs to know.
+
+    The best policy on held-out scenarios comes first, if it is not the last one.
+    """
+
+    def describe(folder: Path, step: int, evaluation: Mapping[str, object]) -> Candidate:
+        policy = TrainedPolicy(run.directory.name, step, contents, evaluation, run.state.packages)
+        card = model_card(run.config, policy)
+        write_text_atomic(folder / "README.md", card)
+        return Candidate(
+            folder=folder,
+            card=card,
+            step=step,
+            reward=heldout_reward(evaluation),
+            measure=measure_of(run.config, contents),
+            example=run.models.train_prompts[0].messages,
+        )
+
+    assert isinstance(evaluation, Mapping)
+    best = run.directory.best()
+    earlier = [] if best is None else [describe(run.directory.best_policy, best.step, best.evaluation)]
+    return [*earlier, describe(run.directory.policy, run.state.step, evaluation)]
