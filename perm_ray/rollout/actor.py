@@ -113,10 +113,9 @@ class RolloutActor:
 
         await self._engine.control(finish)
 
-    async def weight_version(self) -> int:
-        """The version of the last update that was completed."""
-        return await self._engine.control(lambda engine: int(engine.get_weight_version()))
-
-    async def weight_checksum(self) -> int | None:
-        """The checksum of that update as it arrived, if its backend takes one."""
-        return await self._engine.control(lambda engine: engine.collective_rpc("weight_checksum")[0])
+    async def held_weights(self) -> tuple[int, int | None]:
+        """Report the version of the last completed update, and its checksum as it arrived, if its backend
+        takes one."""
+        return await self._engine.control(
+            lambda engine: (int(engine.get_weight_version()), engine.collective_rpc("weight_checksum")[0])
+        )

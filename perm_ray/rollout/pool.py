@@ -76,10 +76,7 @@ class RolloutPool:
         number of replicas. Raises `ActorFailedError` when engines keep dying and, after
         `rollout.timeout_s`, `ActorTimeoutError`.
         """
-        plan = SamplingPlan(
-            params=sampling_params(self._config),
-            seed_key=f"{self._seed}/{purpose}/{step}",
-        )
+        plan = SamplingPlan(sampling_params(self._config), f"{self._seed}/{purpose}/{step}")
         tasks = [SampleTask(prompt, index) for prompt in prompts for index in range(num_completions)]
         doing = f"sampling step {step}"
         for replacements_left in reversed(range(_MAX_REPLACEMENTS + 1)):
@@ -93,15 +90,10 @@ class RolloutPool:
                 self.on_replaced()
             tasks = [task for stream in dead for task in stream.owed.values()]
 
-    def weight_versions(self, timeout_s: float) -> list[int]:
-        """The policy version that each engine holds."""
-        calls = {_role(i): actor.weight_version.remote() for i, actor in enumerate(self.actors)}
+    def held_weights(self, timeout_s: float) -> list[tuple[int, int | None]]:
+        """Return each engine's policy version and the checksum of what it received (None: not taken)."""
+        calls = {_role(i): actor.held_weights.remote() for i, actor in enumerate(self.actors)}
         return wait_all(calls, timeout_s=timeout_s, doing="reporting its weights' version")
-
-    def weight_checksums(self, timeout_s: float) -> list[int | None]:
-        """The checksum of the weights that each engine received last; None where its backend takes none."""
-        calls = {_role(i): actor.weight_checksum.remote() for i, actor in enumerate(self.actors)}
-        return wait_all(calls, timeout_s=timeout_s, doing="reporting its weights' checksum")
 
     def _new_actor(self, replica: int) -> Any:
         engine = self._config.engine
@@ -166,7 +158,7 @@ class RolloutPool:
         """Replace engines that died while nothing was sampled; True if there were any. The new ones
         have the policy's first weights."""
         dead = []
-        calls = [actor.weight_version.remote() for actor in self.actors]
+        calls = [actor.held_weights.remote() for actor in self.actors]
         answered, _ = ray.wait(calls, num_returns=len(calls), timeout=timeout_s)
         for call in answered:
             try:

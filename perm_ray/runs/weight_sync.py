@@ -34,17 +34,15 @@ class SyncStats:
         }
 
 
-def check_delivery(
-    checksum: int | None, version: int, versions: Sequence[int], checksums: Sequence[int | None]
-) -> None:
+def check_delivery(version: int, checksum: int | None, held: Sequence[tuple[int, int | None]]) -> None:
     """Raise `RunError` naming each engine that does not hold `version`, or got other bytes than were sent.
 
-    Checksums are None where the backend takes none (NCCL).
+    `held` has each engine's version and checksum; checksums are None where the backend takes none (NCCL).
     """
     wrong = [
-        f"engine {index} holds version {held}" if held != version else f"engine {index} got other weights"
-        for index, (held, received) in enumerate(zip(versions, checksums, strict=True))
-        if held != version or received != checksum
+        f"engine {index} holds version {other}" if other != version else f"engine {index} got other weights"
+        for index, (other, received) in enumerate(held)
+        if (other, received) != (version, checksum)
     ]
     if wrong:
         raise RunError(
@@ -76,8 +74,7 @@ class WeightSync:
         if self._rollouts.replace_dead(self._config.timeout_s):
             self.connect()
         num_bytes, checksum = self._trainer.send_weights(version, self._outer_timeout_s)
-        held = self._rollouts.weight_versions(self._config.timeout_s)
-        check_delivery(checksum, version, held, self._rollouts.weight_checksums(self._config.timeout_s))
+        check_delivery(version, checksum, self._rollouts.held_weights(self._config.timeout_s))
         self._version = version
         return SyncStats(version, time.monotonic() - start, num_bytes)
 
