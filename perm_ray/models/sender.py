@@ -108,8 +108,10 @@ class GlooSender:
         )
         with ThreadPoolExecutor(1) as pool:  # the engines join while this rank does
             joined = pool.submit(self._client.init_weight_transfer_engine, asdict(info))
-            self._group.join()
-            joined.result()
+            try:
+                self._group.join()
+            finally:
+                joined.result()  # an engine's own error says more than a rendezvous that nobody came to
 
     def send_weights(self) -> None:
         if self._rank != 0:
