@@ -28,12 +28,12 @@ def measure(config: Config) -> dict[str, float | list[float]]:
     from perm_ray.models.resolve import resolve_model
     from perm_ray.runs.checkpoint import Checkpoints
     from perm_ray.runs.run_state import RunState
-    from perm_ray.trainer.batching import TrainSequence
     from perm_ray.trainer.group import TrainerGroup
+    from tests.support.sequences import one_turn
 
     rng = random.Random(0)
     sequences = [
-        TrainSequence(
+        one_turn(
             tuple(rng.choices(range(10, 1000), k=TOKENS // 2)),
             tuple(rng.choices(range(10, 1000), k=TOKENS // 2)),
             (-6.0,) * (TOKENS // 2),

@@ -21,6 +21,7 @@ from typing import Any
 from perm_ray.config.schema import Config
 from perm_ray.config.training import LoraConfig, ObjectiveConfig, TrainerConfig
 from perm_ray.trainer.batching import MicroBatch, TrainSequence, plan_step
+from tests.support.ranks import in_ranks
 from tests.support.sequences import random_sequences
 
 DESCRIPTION = "The trainer, against a bare torch loop and by setting"
@@ -154,7 +155,7 @@ def _trainer(
         steps = iter(range(1_000_000))
         yield (
             lambda batch: group.train_step(next(steps), batch),
-            lambda: max(group.apply(_peak_gb, doing="telling its memory", timeout_s=60)),
+            lambda: max(in_ranks(group, _peak_gb)),
         )
     finally:
         group.shutdown()

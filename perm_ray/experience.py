@@ -237,8 +237,7 @@ def train_sequences(groups: Sequence[RolloutGroup]) -> list[TrainSequence]:
         for rollout, advantage in zip(group.rollouts, group.advantages, strict=True):
             completion = rollout.completion
             if not rollout.masked and completion.token_ids:
-                ids = (group.prompt.token_ids, completion.token_ids)
-                sequences.append(TrainSequence(*ids, completion.logprobs, advantage))
+                sequences.append(TrainSequence.of(group.prompt.token_ids, completion.spans, advantage))
     return sequences
 
 

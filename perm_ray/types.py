@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TypeAlias
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,9 @@ class Turn:
     content: str
 
 
+Dialogue: TypeAlias = tuple[Turn, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Scenario:
     """A person in trouble (or in joy): one row of a data set.
@@ -51,7 +55,7 @@ class Scenario:
     scenario_id: str
     persona: str
     situation: str
-    dialogue: tuple[Turn, ...]
+    dialogue: Dialogue
     language: str | None = None
     culture: str | None = None
 
@@ -82,21 +86,72 @@ class FinishReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Completion:
-    """One answer sampled by the policy for the prompt `scenario_id`.
+class SamplingParams:
+    """Parameters of a sampled answer, by vLLM's names: `models/vllm.py` passes each one on by its name, and
+    the rollout pool fills each from the field of `rollout` of the same name (`max_tokens` from
+    `max_completion_tokens`). A new parameter is a field here and one in the configuration."""
 
-    `token_ids` are what was sampled, and what is trained on; `logprobs` has the sampler's
-    log-probability of each (same length); `version` is the policy version that produced it;
-    `text` is the decoded answer, the prompt's prefix included.
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A run of tokens by one speaker: `assistant` (sampled from the policy) or `user`.
+
+    Args:
+        role: `assistant` or `user`.
+        token_ids: The tokens, exactly as they were sampled or rendered.
+        logprobs: The sampler's log-probability of each token in nats; empty for a user's span.
+        versions: Run-length pairs (policy version, number of tokens) in order, so that a span which saw a
+            weight update has two; empty for a user's span.
+    """
+
+    role: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...] = ()
+    versions: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def sampled(self) -> bool:
+        """Whether the policy said it: what is trained on."""
+        return self.role == "assistant"
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """Answer `index` of the policy to the prompt `scenario_id`: one span, or the turns of a dialogue.
+
+    `text` is the decoded answer, the prompt's prefix included. `token_ids`, `logprobs` and `version` are
+    those of the sampled spans.
     """
 
     scenario_id: str
     index: int
     text: str
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    version: int
+    spans: tuple[Span, ...]
     finish_reason: FinishReason
+
+    @property
+    def rollout_id(self) -> str:
+        """A name that no other completion of the step has."""
+        return f"{self.scenario_id}/{self.index}"
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The tokens that the policy sampled."""
+        return tuple(token for span in self.spans if span.sampled for token in span.token_ids)
+
+    @property
+    def logprobs(self) -> tuple[float, ...]:
+        """The sampler's log-probability of each of `token_ids`, in nats."""
+        return tuple(value for span in self.spans if span.sampled for value in span.logprobs)
+
+    @property
+    def version(self) -> int:
+        """The oldest policy version that any token was sampled from."""
+        return min((version for span in self.spans for version, _ in span.versions), default=0)
 
     @property
     def truncated(self) -> bool:

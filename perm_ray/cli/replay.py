@@ -34,7 +34,8 @@ def replay(plan: RunPlan, file: Path) -> int:
     start_ray(config.ray, rows)
     try:
         places = reserve(config.ray, rows, print).of(TRAINER, config.trainer.num_ranks)
-        trainer = TrainerGroup(config.trainer, model, config.run.seed, config.run.steps, places)
+        temperature = config.rollout.temperature
+        trainer = TrainerGroup(config.trainer, model, config.run.seed, config.run.steps, places, temperature)
         trainer.start_async()
         trainer.wait_ready()
         if trainer_folder is not None:

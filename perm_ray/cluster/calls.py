@@ -1,6 +1,4 @@
-"""Remote calls and the processes that answer them.
-
-Waiting is always with a bound, and the first failure ends the wait.
+"""Waiting for remote calls: always with a bound, and the first failure ends the wait.
 
 `wait_all` is for a set of calls; rollout streams and judgments have loops of their own, with bounds of
 their own, and tell their failures through `explain` as well: who failed, doing what, and why.
@@ -8,7 +6,6 @@ their own, and tell their failures through `explain` as well: who failed, doing 
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -17,14 +14,6 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from perm_ray.errors import ActorFailedError, ActorTimeoutError, PermRayError
-
-
-def leave_out_optional_packages(*more: str) -> None:
-    """Called by an actor before it imports anything heavy: libraries do without what they import only because
-    it is installed: MLflow (DeepSpeed's autotuner), scikit-learn and SciPy (transformers), and `more`. A
-    trainer rank starts in three fifths of the time; with `more`, accelerate, an engine in four fifths."""
-    for name in ("mlflow", "sklearn", "scipy", *more):
-        sys.modules.setdefault(name, None)  # pyright: ignore[reportArgumentType]  what Python has for "absent"
 
 
 def wait_all(calls: Mapping[str, ray.ObjectRef], *, timeout_s: float, doing: str) -> list[Any]:

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from perm_ray.cluster.calls import leave_out_optional_packages
 from perm_ray.config.engines import EngineConfig
 from perm_ray.errors import ModelError, RunError
 from perm_ray.judges.asking import (
@@ -27,7 +26,7 @@ from perm_ray.judges.asking import (
 )
 from perm_ray.models.chat import ChatRenderer
 from perm_ray.models.vllm import Generation, GenerationRequest, VLLMEngine, check_prompt_fits
-from perm_ray.types import NO_TOKENS, FinishReason, Message, TokenUsage
+from perm_ray.types import NO_TOKENS, FinishReason, Message, SamplingParams, TokenUsage
 
 
 class JudgeEngine:
@@ -35,7 +34,6 @@ class JudgeEngine:
 
     def __init__(self, model_dir: Path, config: EngineConfig, seed: int, exclusive: bool) -> None:
         self._config = config
-        leave_out_optional_packages("accelerate")
         self._renderer = ChatRenderer(model_dir)
         self._engine = VLLMEngine(model_dir, config, seed=seed, exclusive=exclusive)
 
@@ -75,18 +73,21 @@ class JudgeEngine:
                 tree = value_tree(self._renderer, prefix, values)
                 requests = [
                     GenerationRequest(
-                        prompt_ids + path, 1, temperature=0.0, candidate_ids=tuple(node.children)
+                        prompt_ids + path,
+                        SamplingParams(max_tokens=1, temperature=0.0),
+                        candidate_ids=tuple(node.children),
                     )
                     for path, node in tree.branches()
                 ]
             case TextQuery(temperature=temperature):
                 tree = None
                 seed = ask.seed if temperature > 0 else None
-                requests = [
-                    GenerationRequest(prompt_ids, ask.max_tokens, temperature, seed=seed, regex=ask.regex)
-                ]
+                params = SamplingParams(ask.max_tokens, temperature)
+                requests = [GenerationRequest(prompt_ids, params, seed=seed, regex=ask.regex)]
         for request in requests:
-            check_prompt_fits(self._config, len(request.prompt_ids), request.max_tokens, "judge engine")
+            check_prompt_fits(
+                self._config, len(request.prompt_ids), request.sampling.max_tokens, "judge engine"
+            )
         return _Plan(requests, tree)
 
     def _safe(self, messages: Sequence[Message]) -> list[Message]:

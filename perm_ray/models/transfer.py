@@ -1,48 +1,36 @@
-"""Both halves of a weight transfer over gloo, as vLLM backends named `gloo`: whole, or a LoRA adapter alone.
+"""The receiving half of a weight transfer over gloo, as a vLLM backend named `gloo`: whole weights, or a LoRA
+adapter alone.
 
-vLLM's own backends need an accelerator. This one has the shape of its `nccl` backend (the sender is
-rank 0 of a stand-alone group, weights travel as packed chunks cut by one rule on both sides), so the
-trainer makes the same calls on CPU and GPU: see `open_sender`. vLLM workers import this module
-because `worker_extension_cls` names it, and importing it registers the backend.
+vLLM's own backends need an accelerator; this one has the shape of its `nccl` backend. vLLM workers import
+this module because `worker_extension_cls` names it, and importing it registers the backend. `sender.py` has
+the trainer's half.
 
 Both sides take a checksum of what goes over the wire; weight sync compares them. An adapter that comes
-alone is merged into the weights of the engine's own model folder, by the trainer's rule (`low_rank.merge`).
+alone is merged into the weights of the engine's own model folder, by the trainer's rule (`adapter.merge`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from vllm.distributed.weight_transfer.base import (
     ParamMeta,
-    TrainerInitInfo,
-    TrainerWeightTransferEngine,
-    VLLMWeightSyncClient,
-    WeightSource,
     WeightTransferEngine,
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
-from vllm.distributed.weight_transfer.factory import (
-    WeightTransferEngineFactory,
-    WeightTransferTrainerFactory,
-)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
-from perm_ray.cluster.rendezvous import free_port
 from perm_ray.errors import ModelError
 from perm_ray.models.adapter import DOWN, UP, merge
 from perm_ray.models.wire import BroadcastGroup, chunks, crc32, unpack
 
 BACKEND = "gloo"
-
-
-# --- the engine's half ---------------------------------------------------------------------------
 
 
 @dataclass
@@ -160,117 +148,6 @@ class WorkerExtension:
         return getattr(self.weight_transfer_engine, "checksum", None)
 
 
-# --- the trainer's half --------------------------------------------------------------------------
-
-
-@dataclass
-class GlooTrainerInitInfo(TrainerInitInfo):
-    backend: ClassVar[str] = BACKEND
-
-    master_address: str
-    world_size: int
-    chunk_bytes: int
-    timeout_s: float
-
-
-class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
-    """Sends the weights of a `WeightSource` to every engine behind `client`."""
-
-    init_info_cls = GlooTrainerInitInfo
-    _group: BroadcastGroup
-    _chunk_bytes: int
-    checksum = 0  # of the last update, over all that was sent
-
-    @classmethod
-    def trainer_init(
-        cls,
-        init_info: GlooTrainerInitInfo,
-        *,
-        client: VLLMWeightSyncClient,
-        source: WeightSource | None = None,
-    ) -> GlooTrainerWeightTransferEngine:
-        engine = cls(client=client, source=source, is_sender=init_info.is_sender)
-        engine._chunk_bytes = init_info.chunk_bytes
-        if engine.is_sender:
-            info = init_info
-            engine._group = BroadcastGroup(info.master_address, 0, 0, info.world_size, info.timeout_s)
-            worker_info = GlooInitInfo(
-                master_address=info.master_address,
-                master_port=engine._group.port,
-                rank_offset=1,
-                world_size=info.world_size,
-                chunk_bytes=info.chunk_bytes,
-                timeout_s=info.timeout_s,
-            )
-            with ThreadPoolExecutor(1) as pool:  # the engines join while this rank does
-                joined = pool.submit(client.init_weight_transfer_engine, asdict(worker_info))
-                engine._group.join()
-                joined.result()
-        return engine
-
-    def send_weights(self) -> None:
-        assert self.source is not None
-        if not self.is_sender:
-            for _ in self.source:  # take part in gathering sharded weights
-                pass
-            return
-        metas = self.source.metadata()
-        update = GlooUpdateInfo(
-            names=[meta.name for meta in metas],
-            dtype_names=[str(meta.dtype).removeprefix("torch.") for meta in metas],
-            shapes=[list(meta.shape) for meta in metas],
-            adapter_scaling=getattr(self.source, "adapter_scaling", None),
-        )
-        self.checksum = 0
-        self.client.start_weight_update()
-        pool = ThreadPoolExecutor(1)
-        try:
-            received = pool.submit(self.client.update_weights, asdict(update))
-            self._broadcast(metas)
-            received.result()
-        finally:
-            pool.shutdown(wait=False)  # after a failed broadcast the receivers may never answer
-        self.client.finish_weight_update()
-
-    def _broadcast(self, metas: Sequence[ParamMeta]) -> None:
-        assert self.source is not None
-        weights = iter(self.source)
-        for chunk, size in chunks(metas, self._chunk_bytes):
-            buffer = torch.empty(size, dtype=torch.uint8)
-            for target, meta in zip(unpack(buffer, chunk), chunk, strict=True):
-                name, tensor = next(weights)
-                assert name == meta.name, f"expected the weights of {meta.name}, found {name}"
-                target[1].copy_(tensor)
-            self.checksum = crc32(buffer, self.checksum)
-            self._group.broadcast(buffer)
-
-
-def open_sender(
-    *,
-    rank: int,
-    address: str,
-    world_size: int,
-    chunk_bytes: int,
-    timeout_s: float,
-    client: VLLMWeightSyncClient,
-    source: WeightSource,
-    on_gpu: bool,
-) -> TrainerWeightTransferEngine:
-    """Connect this trainer rank to the engines behind `client`; every rank of the group calls it.
-
-    On GPUs the built-in NCCL backend is used (not run on a GPU by this project yet)."""
-    if on_gpu:
-        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
-
-        port = free_port(address) if rank == 0 else 0
-        info = NCCLTrainerInitInfo(address, port, world_size, rank=rank)
-    else:
-        info = GlooTrainerInitInfo(address, world_size, chunk_bytes, timeout_s, rank=rank)
-    return WeightTransferTrainerFactory.trainer_init(info, client=client, source=source)
-
-
 # Importing twice under two names must not fail: vLLM's registry refuses a second registration.
 if BACKEND not in WeightTransferEngineFactory._registry:
     WeightTransferEngineFactory.register_engine(BACKEND, GlooWeightTransferEngine)
-if BACKEND not in WeightTransferTrainerFactory._registry:
-    WeightTransferTrainerFactory.register_engine(BACKEND, GlooTrainerWeightTransferEngine)

@@ -1,4 +1,4 @@
-"""One vLLM engine inside this process, stepped by a thread of its own.
+"""One vLLM engine inside this process, built and stepped by a thread of its own.
 
 Rollout actors and judge engines are both built on it. The caller's side is asyncio: `generate` yields
 each answer the moment it finishes; `control` runs a function on the engine thread between two steps
@@ -20,33 +20,38 @@ import sys
 import threading
 import traceback
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from perm_ray.config.engines import EngineConfig
 from perm_ray.errors import ModelError, RunError
-from perm_ray.types import FinishReason
+from perm_ray.types import FinishReason, SamplingParams
 
 if TYPE_CHECKING:
     from vllm import RequestOutput
 
 T = TypeVar("T")
 
+GPU_BATCH_TOKENS = 8192  # tokens of one engine step, prefill and decoding together; vLLM's server default
+
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """What to sample after `prompt_ids`.
+    """One answer to be sampled after `prompt_ids`.
 
-    `candidate_ids` are tokens whose log-probabilities are wanted at every position; `regex` constrains
-    the answer; `seed` makes the sample depend on nothing but the logits.
+    Args:
+        prompt_ids: The rendered prompt.
+        sampling: Passed on to vLLM field by field.
+        seed: Makes the sample depend on nothing but the logits.
+        candidate_ids: Tokens whose log-probabilities are wanted at every position.
+        regex: Constrains the answer.
     """
 
     prompt_ids: tuple[int, ...]
-    max_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
+    sampling: SamplingParams
     seed: int | None = None
     candidate_ids: tuple[int, ...] = ()
     regex: str | None = None
@@ -54,14 +59,22 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One finished answer. `logprobs` has one natural-log probability per token; `candidate_logprobs`
-    those of the requested candidates at the first position; `version` the weights' version;
-    `cached_tokens` how many of the prompt's tokens were in the prefix cache."""
+    """One finished answer.
+
+    Args:
+        token_ids: The sampled tokens.
+        logprobs: The log-probability of each, in nats.
+        finish_reason: Why it ended.
+        versions: Run-length pairs (version of the weights, tokens sampled from them).
+        candidate_logprobs: Those of the requested candidates at the first position.
+        prompt_tokens: Length of the prompt.
+        cached_tokens: Tokens of the prompt that were in the prefix cache.
+    """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
-    version: int
+    versions: tuple[tuple[int, int], ...]
     candidate_logprobs: Mapping[int, float] = field(default_factory=dict)
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -77,21 +90,27 @@ def engine_env(config: EngineConfig) -> dict[str, str]:
     if config.num_gpus == 0:
         # One thread an engine: two engines with two threads each are eight times slower (STACK.md).
         env |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    else:  # each request has a seed or is greedy, which FlashInfer's sampler cannot do: do not compile it
+        env["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
     return env
 
 
-def engine_kwargs(model_dir: Path, config: EngineConfig, seed: int, receives_weights: bool) -> dict[str, Any]:
-    """vLLM's `EngineArgs` for `config`; what differs between CPU and GPU is decided here alone."""
+def engine_kwargs(
+    model_dir: Path, config: EngineConfig, seed: int, receives_weights: bool, temperature: float = 1.0
+) -> dict[str, Any]:
+    """Choose vLLM's `EngineArgs` for `config`; differences between CPU and GPU are decided here alone.
+
+    At another temperature than 1, log-probabilities are those of the distribution that was sampled from
+    (after temperature and top-p); at 1 they are the raw ones, which are the same but for a top-p.
+    """
     kwargs: dict[str, Any] = {
         "model": str(model_dir),
         "dtype": config.dtype,
         "seed": seed,
         "max_model_len": config.max_model_len,
         "max_num_seqs": config.max_num_seqs,
-        # A per-request seed and a prefill cut in two kill vLLM 0.32's CPU sampler.
-        "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(config.max_model_len, 2048),
         "enable_prefix_caching": config.prefix_caching,
+        "logprobs_mode": "raw_logprobs" if temperature == 1 else "processed_logprobs",
         "disable_log_stats": True,
         "trust_remote_code": False,
     }
@@ -99,13 +118,20 @@ def engine_kwargs(model_dir: Path, config: EngineConfig, seed: int, receives_wei
         kwargs |= {
             "enforce_eager": True,
             "block_size": 32,
+            # A per-request seed and a prefill cut in two kill vLLM 0.32's CPU sampler.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(config.max_model_len, 2048),
             "distributed_executor_backend": "uni",
             "kv_cache_memory_bytes": int((config.kv_cache_gb or 0.5) * 2**30),
         }
     else:
         kwargs |= {
             "enforce_eager": config.enforce_eager,
+            "enable_chunked_prefill": True,
+            "max_num_batched_tokens": max(config.max_model_len, GPU_BATCH_TOKENS),
             "tensor_parallel_size": config.tensor_parallel_size,
+            # Left to itself vLLM takes Ray inside a placement group, and refuses a bundle of several GPUs.
+            "distributed_executor_backend": "mp" if config.tensor_parallel_size > 1 else "uni",
             "gpu_memory_utilization": config.gpu_memory_utilization,
         }
         if config.kv_cache_gb is not None:
@@ -131,22 +157,21 @@ class VLLMEngine:
         seed: int = 0,
         receives_weights: bool = False,
         exclusive: bool = False,
+        temperature: float = 1.0,
     ) -> None:
-        from vllm.engine.arg_utils import EngineArgs
-        from vllm.v1.engine.llm_engine import LLMEngine
-
-        args = EngineArgs(**engine_kwargs(model_dir, config, seed, receives_weights))
-        try:  # fault boundary: vLLM says why in many ways, none of them one sentence
-            self._engine: Any = LLMEngine.from_engine_args(args)
-        except Exception as error:
-            reason = " ".join(str(error).split())[:600]
-            raise ModelError(f"vLLM cannot serve {model_dir}: {type(error).__name__}: {reason}") from error
-        self._engine.set_weight_version("0")
+        kwargs = engine_kwargs(model_dir, config, seed, receives_weights, temperature)
+        self._engine: Any = None
         self._turn = asyncio.Lock() if exclusive else None
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._listeners: dict[str, Callable[[RequestOutput], None]] = {}
         self._ids = itertools.count()
-        threading.Thread(target=self._serve, name="vllm-engine", daemon=True).start()
+        built: Future[None] = Future()
+        threading.Thread(target=self._run, args=(kwargs, built), name="vllm-engine", daemon=True).start()
+        try:  # fault boundary: vLLM says why in many ways, none of them one sentence
+            built.result()
+        except Exception as error:
+            reason = " ".join(str(error).split())[:600]
+            raise ModelError(f"vLLM cannot serve {model_dir}: {type(error).__name__}: {reason}") from error
 
     async def generate(
         self, requests: Sequence[GenerationRequest], started: Callable[[], None] = lambda: None
@@ -195,7 +220,7 @@ class VLLMEngine:
         def add(engine: Any) -> None:
             for index, (name, request) in enumerate(zip(names, requests, strict=True)):
                 engine_id = engine.add_request(
-                    name, {"prompt_token_ids": list(request.prompt_ids)}, _sampling_params(request)
+                    name, {"prompt_token_ids": list(request.prompt_ids)}, _vllm_params(request)
                 )
                 self._listeners[_external(engine_id)] = partial(tell, index)
 
@@ -212,8 +237,23 @@ class VLLMEngine:
         waiting = [name for name in names if self._listeners.pop(name, None) is not None]
         self._engine.abort_request(waiting)
 
+    def _run(self, kwargs: Mapping[str, Any], built: Future[None]) -> None:
+        """Build the engine and serve it, in this one thread: vLLM has a current CUDA stream for each thread,
+        and what is captured on one stream and stepped on another reads results before they are there."""
+        try:  # the caller in __init__ raises it
+            from vllm.engine.arg_utils import EngineArgs
+            from vllm.v1.engine.llm_engine import LLMEngine
+
+            self._engine = LLMEngine.from_engine_args(EngineArgs(**kwargs))
+            self._engine.set_weight_version("0")
+        except Exception as error:
+            built.set_exception(error)
+        else:
+            built.set_result(None)
+            self._serve()
+
     def _serve(self) -> None:
-        """The engine thread: run what was sent, step while there is work, hand out what finished."""
+        """Run what was sent, step while there is work, hand out what finished."""
         try:
             while True:
                 if not self._engine.has_unfinished_requests():
@@ -245,14 +285,12 @@ def _external(request_id: str) -> str:
     return request_id.split("-", 1)[0]
 
 
-def _sampling_params(request: GenerationRequest) -> Any:
-    from vllm import SamplingParams
+def _vllm_params(request: GenerationRequest) -> Any:
+    from vllm import SamplingParams as VLLMSamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-    return SamplingParams(
-        max_tokens=request.max_tokens,
-        temperature=request.temperature,
-        top_p=request.top_p,
+    return VLLMSamplingParams(
+        **asdict(request.sampling),
         seed=request.seed,
         logprobs=None if request.candidate_ids else 0,
         logprob_token_ids=list(request.candidate_ids) or None,
@@ -265,9 +303,6 @@ def _sampling_params(request: GenerationRequest) -> Any:
 def _generation(output: RequestOutput, request: GenerationRequest) -> Generation:
     answer = output.outputs[0]
     positions: Any = answer.logprobs or []
-    versions = {span.version for span in answer.weight_versions or []}
-    if len(versions) > 1:
-        raise RunError(f"One completion was sampled by several policy versions: {sorted(versions)}.")
     first = positions[0] if positions else {}
     return Generation(
         token_ids=tuple(answer.token_ids),
@@ -275,7 +310,7 @@ def _generation(output: RequestOutput, request: GenerationRequest) -> Generation
             position[token].logprob for position, token in zip(positions, answer.token_ids, strict=True)
         ),
         finish_reason=FinishReason(answer.finish_reason or "abort"),
-        version=int(versions.pop()) if versions else 0,
+        versions=tuple((int(run.version), run.end - run.start) for run in answer.weight_versions or ()),
         candidate_logprobs={token: first[token].logprob for token in request.candidate_ids if token in first},
         prompt_tokens=len(request.prompt_ids),
         cached_tokens=output.num_cached_tokens or 0,

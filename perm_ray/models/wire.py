@@ -1,7 +1,7 @@
-"""What both halves of a weight transfer over gloo agree on: the group they meet in, and how weights travel.
+"""The protocol of a weight transfer over gloo: the group both halves meet in, and how weights travel.
 
 Weights go as packed bytes, in chunks that sender and receiver cut by one rule; both take the checksum of what
-passes. `weight_transfer.py` has the two halves.
+passes. The halves are `sender.py` and `transfer.py`.
 """
 
 from __future__ import annotations

@@ -12,34 +12,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from perm_ray.cluster.calls import leave_out_optional_packages
 from perm_ray.config.engines import EngineConfig
 from perm_ray.models.chat import ChatRenderer
 from perm_ray.models.vllm import Generation, GenerationRequest, VLLMEngine
-from perm_ray.types import Completion, Prompt
+from perm_ray.types import Completion, Prompt, SamplingParams, Span
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingPlan:
-    """How the completions of one step are sampled. `seed_key` names run seed and step (or evaluation):
+    """Sampling of the completions of one step. `seed_key` names run seed and step (or evaluation):
     with scenario and index it fixes each completion's random numbers, wherever it is sampled."""
 
-    max_tokens: int
-    temperature: float
-    top_p: float
+    params: SamplingParams
     seed_key: str
 
 
 @dataclass(frozen=True, slots=True)
 class SampleTask:
-    """Completion `index` of a prompt."""
+    """Ask for completion `index` of a prompt."""
 
     prompt: Prompt
     index: int
 
 
 def completion_seed(seed_key: str, scenario_id: str, index: int) -> int:
-    """A 63-bit seed for one completion, the same in every process."""
+    """Derive a 63-bit seed for one completion, the same in every process."""
     digest = hashlib.sha256(f"{seed_key}/{scenario_id}/{index}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -47,10 +44,18 @@ def completion_seed(seed_key: str, scenario_id: str, index: int) -> int:
 class RolloutActor:
     """Made an actor by `pool.py`; one vLLM engine each."""
 
-    def __init__(self, model_dir: Path, config: EngineConfig, seed: int, exclusive: bool) -> None:
-        leave_out_optional_packages("accelerate")
+    def __init__(
+        self, model_dir: Path, config: EngineConfig, seed: int, exclusive: bool, temperature: float
+    ) -> None:
         self._renderer = ChatRenderer(model_dir)
-        self._engine = VLLMEngine(model_dir, config, seed=seed, receives_weights=True, exclusive=exclusive)
+        self._engine = VLLMEngine(
+            model_dir,
+            config,
+            seed=seed,
+            receives_weights=True,
+            exclusive=exclusive,
+            temperature=temperature,
+        )
 
     async def ready(self) -> None:
         """Returns once the engine is up."""
@@ -60,9 +65,7 @@ class RolloutActor:
         requests = [
             GenerationRequest(
                 prompt_ids=task.prompt.token_ids,
-                max_tokens=plan.max_tokens,
-                temperature=plan.temperature,
-                top_p=plan.top_p,
+                sampling=plan.params,
                 seed=completion_seed(plan.seed_key, task.prompt.scenario.scenario_id, task.index),
             )
             for task in tasks
@@ -75,9 +78,7 @@ class RolloutActor:
             scenario_id=task.prompt.scenario.scenario_id,
             index=task.index,
             text=task.prompt.prefix + self._renderer.decode(generation.token_ids),
-            token_ids=generation.token_ids,
-            logprobs=generation.logprobs,
-            version=generation.version,
+            spans=(Span("assistant", generation.token_ids, generation.logprobs, generation.versions),),
             finish_reason=generation.finish_reason,
         )
 
@@ -112,10 +113,9 @@ class RolloutActor:
 
         await self._engine.control(finish)
 
-    async def weight_version(self) -> int:
-        """The version of the last update that was completed."""
-        return await self._engine.control(lambda engine: int(engine.get_weight_version()))
-
-    async def weight_checksum(self) -> int | None:
-        """The checksum of that update as it arrived, if its backend takes one."""
-        return await self._engine.control(lambda engine: engine.collective_rpc("weight_checksum")[0])
+    async def held_weights(self) -> tuple[int, int | None]:
+        """Report the version of the last completed update, and its checksum as it arrived, if its backend
+        takes one."""
+        return await self._engine.control(
+            lambda engine: (int(engine.get_weight_version()), engine.collective_rpc("weight_checksum")[0])
+        )

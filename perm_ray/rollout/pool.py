@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from perm_ray.config.schema import RolloutConfig
 from perm_ray.errors import ActorFailedError, ActorTimeoutError
 from perm_ray.models.vllm import engine_env
 from perm_ray.rollout.actor import RolloutActor, SampleTask, SamplingPlan
-from perm_ray.types import Completion, Prompt
+from perm_ray.types import Completion, Prompt, SamplingParams
 
 _LOG = logging.getLogger(__name__)
 _MAX_REPLACEMENTS = 2  # in one call of `sample`: engines that keep dying have a cause to be mended
@@ -76,12 +76,7 @@ class RolloutPool:
         number of replicas. Raises `ActorFailedError` when engines keep dying and, after
         `rollout.timeout_s`, `ActorTimeoutError`.
         """
-        plan = SamplingPlan(
-            max_tokens=self._config.max_completion_tokens,
-            temperature=self._config.temperature,
-            top_p=self._config.top_p,
-            seed_key=f"{self._seed}/{purpose}/{step}",
-        )
+        plan = SamplingPlan(sampling_params(self._config), f"{self._seed}/{purpose}/{step}")
         tasks = [SampleTask(prompt, index) for prompt in prompts for index in range(num_completions)]
         doing = f"sampling step {step}"
         for replacements_left in reversed(range(_MAX_REPLACEMENTS + 1)):
@@ -95,15 +90,10 @@ class RolloutPool:
                 self.on_replaced()
             tasks = [task for stream in dead for task in stream.owed.values()]
 
-    def weight_versions(self, timeout_s: float) -> list[int]:
-        """The policy version that each engine holds."""
-        calls = {_role(i): actor.weight_version.remote() for i, actor in enumerate(self.actors)}
+    def held_weights(self, timeout_s: float) -> list[tuple[int, int | None]]:
+        """Return each engine's policy version and the checksum of what it received (None: not taken)."""
+        calls = {_role(i): actor.held_weights.remote() for i, actor in enumerate(self.actors)}
         return wait_all(calls, timeout_s=timeout_s, doing="reporting its weights' version")
-
-    def weight_checksums(self, timeout_s: float) -> list[int | None]:
-        """The checksum of the weights that each engine received last; None where its backend takes none."""
-        calls = {_role(i): actor.weight_checksum.remote() for i, actor in enumerate(self.actors)}
-        return wait_all(calls, timeout_s=timeout_s, doing="reporting its weights' checksum")
 
     def _new_actor(self, replica: int) -> Any:
         engine = self._config.engine
@@ -115,7 +105,9 @@ class RolloutPool:
             max_concurrency=64,
             runtime_env={"env_vars": engine_env(engine)},
         )
-        return actor.remote(self._model_dir, engine, self._seed, self._deterministic)
+        return actor.remote(
+            self._model_dir, engine, self._seed, self._deterministic, self._config.temperature
+        )
 
     def _sample(
         self, tasks: Sequence[SampleTask], plan: SamplingPlan, doing: str
@@ -166,7 +158,7 @@ class RolloutPool:
         """Replace engines that died while nothing was sampled; True if there were any. The new ones
         have the policy's first weights."""
         dead = []
-        calls = [actor.weight_version.remote() for actor in self.actors]
+        calls = [actor.held_weights.remote() for actor in self.actors]
         answered, _ = ray.wait(calls, num_returns=len(calls), timeout=timeout_s)
         for call in answered:
             try:
@@ -183,6 +175,16 @@ class RolloutPool:
             self.actors[replica] = self._new_actor(replica)
         calls = {_role(replica): self.actors[replica].ready.remote() for replica in replicas}
         wait_all(calls, timeout_s=self._config.engine.start_timeout_s, doing="replacing one that died")
+
+
+def sampling_params(config: RolloutConfig) -> SamplingParams:
+    """Take each sampling parameter from the field of `rollout` of the same name."""
+    by_name = {
+        field.name: getattr(config, field.name)
+        for field in fields(SamplingParams)
+        if field.name != "max_tokens"
+    }
+    return SamplingParams(max_tokens=config.max_completion_tokens, **by_name)
 
 
 def _role(index: int) -> str:

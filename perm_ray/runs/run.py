@@ -217,7 +217,8 @@ def _start(
     rollouts = RolloutPool(config.rollout, models.policy, seed, deterministic, sampling)
     judges = start_judges(config.judges, plan.perspectives, models.judges, seed, deterministic, places)
     training = places.of(TRAINER, config.trainer.num_ranks)
-    trainer = TrainerGroup(config.trainer, models.policy, seed, config.run.steps, training)
+    temperature = config.rollout.temperature
+    trainer = TrainerGroup(config.trainer, models.policy, seed, config.run.steps, training, temperature)
     trainer.start_async()
     progress.phase("starting engines and trainer")
     bound = max(judges.start_timeout_s, config.rollout.engine.start_timeout_s)

@@ -7,14 +7,14 @@ torch and DeepSpeed are imported inside the methods, in the actor's process.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import ray
 
-from perm_ray.cluster.calls import leave_out_optional_packages
-from perm_ray.config.training import TrainerConfig
+from perm_ray.config.engines import EngineConfig
+from perm_ray.config.training import SyncConfig, TrainerConfig
 from perm_ray.errors import RunError
 from perm_ray.files import FileDigest
 from perm_ray.trainer.batching import RankBatch
@@ -23,27 +23,32 @@ from perm_ray.trainer.step_metrics import StepSums
 if TYPE_CHECKING:
     from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
+    from perm_ray.models.sender import WeightSender
     from perm_ray.trainer.learner import Learner
-    from perm_ray.trainer.weights import AdapterWeights, PolicyWeights
-
-Result = TypeVar("Result")
 
 
 class TrainerRank:
     """One rank of the trainer group. Ranks act together: each call is made on all of them."""
 
     def __init__(
-        self, config: TrainerConfig, model_dir: Path, rank: int, seed: int, total_steps: int
+        self,
+        config: TrainerConfig,
+        model_dir: Path,
+        rank: int,
+        seed: int,
+        total_steps: int,
+        temperature: float,
     ) -> None:
         self.rank = rank
-        self.weight_sender: Any = None  # weight sync's, between two pushes
         self._config = config
         self._model_dir = model_dir
         self._seed = seed
         self._total_steps = total_steps
+        self._temperature = temperature
         self._stop = threading.Event()
         self._store: TCPStore | None = None
         self._started: Learner | None = None
+        self._sender: WeightSender | None = None
 
     @ray.method(concurrency_group="control")
     def where(self) -> str:
@@ -60,13 +65,14 @@ class TrainerRank:
 
     def start(self, address: tuple[str, int]) -> None:
         """Meet the other ranks at `address`, load the policy and build the engine."""
-        leave_out_optional_packages()
         from perm_ray.trainer import deepspeed as engine
         from perm_ray.trainer.learner import Learner
 
         engine.quiet_libraries()
         engine.join(self._config, self.rank, address, self._store, self._seed)
-        self._started = Learner(self._config, self._model_dir, self.rank, self._total_steps)
+        self._started = Learner(
+            self._config, self._model_dir, self.rank, self._total_steps, self._temperature
+        )
 
     def train_step(self, step: int, minibatches: Sequence[RankBatch]) -> StepSums:
         """This rank's share of step `step`; every rank gets as many micro-batches, some maybe empty."""
@@ -94,17 +100,19 @@ class TrainerRank:
         """Write the policy as a Hugging Face folder."""
         self._learner.export(path)
 
-    def weight_source(self) -> PolicyWeights:
-        """The policy's weights, to be read on every rank together. Not for remote calls: use `apply`."""
-        return self._learner.weights()
+    def connect_engines(self, engines: Sequence[Any], engine: EngineConfig, sync: SyncConfig) -> None:
+        """Join the transfer group of all rollout engines (handles, and their configuration)."""
+        from perm_ray.models.sender import WeightSender
 
-    def adapter_source(self) -> AdapterWeights:
-        """Those of its adapter alone, in the same way."""
-        return self._learner.adapter_weights()
+        weights = self._learner.weights(adapter_only=sync.adapter_only)
+        address = ray.util.get_node_ip_address()
+        self._sender = WeightSender(self.rank, address, weights, engines, engine, sync)
 
-    def apply(self, function: Callable[..., Result], *args: Any) -> Result:
-        """Run `function(this rank, *args)` in this process: how weight sync brings its own half along."""
-        return function(self, *args)
+    def send_weights(self, version: int) -> tuple[int, int | None]:
+        """Send the policy to the engines as `version`: its bytes, and the checksum if one was taken."""
+        if self._sender is None:
+            raise RunError(f"Trainer rank {self.rank} has no engines to send to: connect it first.")
+        return self._sender.send(version)
 
     @property
     def _learner(self) -> Learner:

@@ -1,4 +1,4 @@
-"""What the trainer learns from, and how one step's sequences are dealt to the ranks.
+"""Train sequences, and the plan that deals one step's sequences to the ranks.
 
 The driver turns rollouts into `TrainSequence`s; `group.py` plans the step with `plan_step` and sends each
 rank its share: minibatches, one optimizer update each, of micro-batches, one forward and backward pass
@@ -14,36 +14,84 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from perm_ray.errors import RunError
+from perm_ray.types import Span
 
 
 @dataclass(frozen=True, slots=True)
 class TrainSequence:
-    """One sampled completion after its prompt.
+    """A prompt and what follows it, with a mask over its tokens.
 
-    `completion_ids` are exactly the ids that were sampled (text is never re-tokenised);
-    `sampler_logprobs` has the sampler's log-probability of each, in nats; `advantage` is shared by
-    all of the completion's tokens.
+    Tokens before the first trained one are the prompt. Tokens after it that are not trained (a user's turn)
+    are context only: they have no loss and no log-probability, and no total counts them.
+
+    Args:
+        token_ids: Exactly the ids that were sampled or rendered (text is never re-tokenised).
+        trained: Whether each of them is learned from.
+        logprobs: The sampler's log-probability of each trained token, in nats.
+        advantage: That of the whole sequence, shared by all its trained tokens.
+        soft_targets: For supervised objectives, pairs (token id, probability) in the stead of each trained
+            token; empty when the tokens themselves are the targets.
     """
 
-    prompt_ids: tuple[int, ...]
-    completion_ids: tuple[int, ...]
-    sampler_logprobs: tuple[float, ...]
+    token_ids: tuple[int, ...]
+    trained: tuple[bool, ...]
+    logprobs: tuple[float, ...]
     advantage: float
+    soft_targets: tuple[tuple[tuple[int, float], ...], ...] = ()
 
     def __post_init__(self) -> None:
-        prompt, completion, logprobs = map(len, (self.prompt_ids, self.completion_ids, self.sampler_logprobs))
-        if not (prompt and completion and completion == logprobs):
+        trained = sum(self.trained)
+        aligned = len(self.trained) == len(self.token_ids) and len(self.logprobs) == trained
+        if not (aligned and trained and not self.trained[0]):
             raise RunError(
-                "A training sequence needs a prompt, a completion and one sampler log-probability for "
-                f"each completion token, found {prompt}, {completion} and {logprobs} of them."
+                "A training sequence needs a prompt, a trained token after it and one sampler log-probability"
+                f" for each trained token, found {len(self.token_ids)} tokens, a mask of {len(self.trained)} "
+                f"with {trained} trained, and {len(self.logprobs)} log-probabilities."
+            )
+        if self.soft_targets and len(self.soft_targets) != trained:
+            raise RunError(
+                f"A training sequence with soft targets needs one for each of its {trained} trained tokens, "
+                f"found {len(self.soft_targets)}."
             )
 
+    @classmethod
+    def of(cls, prompt_ids: Sequence[int], spans: Sequence[Span], advantage: float) -> TrainSequence:
+        """The sequence of a rollout: its prompt, then its spans, of which the sampled ones are trained.
+
+        A user's turn at the end is left out: nothing is learned from it.
+        """
+        last = max((index for index, span in enumerate(spans) if span.sampled), default=-1)
+        token_ids, trained, logprobs = list(prompt_ids), [False] * len(prompt_ids), []
+        for span in spans[: last + 1]:
+            token_ids += span.token_ids
+            trained += [span.sampled] * len(span.token_ids)
+            logprobs += span.logprobs if span.sampled else ()
+        return cls(tuple(token_ids), tuple(trained), tuple(logprobs), advantage)
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens before the first trained one."""
+        return self.trained.index(True)
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        return self.token_ids[: self.prompt_length]
+
+    @property
+    def continuation_length(self) -> int:
+        """Tokens from the first trained one on, context between trained ones included."""
+        return len(self.token_ids) - self.prompt_length
+
+    @property
+    def num_trained(self) -> int:
+        return len(self.logprobs)
+
     def __len__(self) -> int:
-        return len(self.prompt_ids) + len(self.completion_ids)
+        return len(self.token_ids)
 
 
-# What an empty micro-batch computes, with weight 0, so that its rank joins every collective.
-STAND_IN = TrainSequence(prompt_ids=(0,), completion_ids=(0,), sampler_logprobs=(0.0,), advantage=0.0)
+# Computed by an empty micro-batch, with weight 0, so that its rank joins every collective.
+STAND_IN = TrainSequence(token_ids=(0, 0), trained=(False, True), logprobs=(0.0,), advantage=0.0)
 
 # Completions that are trained after one copy of their common prompt; or one after its own.
 SharedPrompt: TypeAlias = tuple[TrainSequence, ...]
@@ -52,7 +100,7 @@ MicroBatch: TypeAlias = tuple[SharedPrompt, ...]
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What a minibatch's losses are divided by: its completion tokens and its completions, on all ranks."""
+    """Divisors of a minibatch's losses: its trained tokens and its sequences, on all ranks."""
 
     tokens: int
     sequences: int
@@ -88,7 +136,7 @@ def plan_step(
     plan: list[list[RankBatch]] = [[] for _ in range(num_ranks)]
     for first in range(count):
         chosen = [sequences[index] for index in order[first::count]]
-        totals = Totals(sum(len(sequence.completion_ids) for sequence in chosen), len(chosen))
+        totals = Totals(sum(sequence.num_trained for sequence in chosen), len(chosen))
         units = _together(chosen, budget_tokens, num_ranks) if share_prompts else [(s,) for s in chosen]
         shares = plan_micro_batches(list(map(tokens_of, units)), budget_tokens, num_ranks)
         for rank, share in zip(plan, shares, strict=True):
@@ -97,8 +145,8 @@ def plan_step(
 
 
 def tokens_of(unit: SharedPrompt) -> int:
-    """What is computed for it: the prompt once, and every completion."""
-    return len(unit[0].prompt_ids) + sum(len(sequence.completion_ids) for sequence in unit)
+    """Count the tokens that are computed for it: the prompt once, and every continuation."""
+    return unit[0].prompt_length + sum(sequence.continuation_length for sequence in unit)
 
 
 def _together(sequences: Sequence[TrainSequence], budget_tokens: int, num_ranks: int) -> list[SharedPrompt]:
@@ -110,7 +158,7 @@ def _together(sequences: Sequence[TrainSequence], budget_tokens: int, num_ranks:
     largest = min(budget_tokens, -(-total // num_ranks))
     units = []
     for prompt, group in groups.items():
-        lengths = [len(sequence.completion_ids) for sequence in group]
+        lengths = [sequence.continuation_length for sequence in group]
         for indices in _pack(range(len(group)), lengths, largest - len(prompt)):
             units.append(tuple(group[index] for index in sorted(indices)))
     return units

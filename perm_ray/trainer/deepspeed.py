@@ -23,11 +23,10 @@ from transformers.utils import logging as transformers_logging
 
 from perm_ray.cluster.rendezvous import join_store, use_interface_towards
 from perm_ray.config.training import TrainerConfig
+from perm_ray.trainer.buffer_sizes import BUCKET_ELEMENTS
 from perm_ray.trainer.schedule import lr_factor
 
 Engine: TypeAlias = Any  # a DeepSpeedEngine, whose own annotations do not fit what it does
-
-BUCKET_ELEMENTS = 20_000_000  # DeepSpeed's default of 5e8 costs memory and 10 % of the speed
 
 
 def quiet_libraries() -> None:
@@ -49,7 +48,11 @@ def join(
     torch.manual_seed(seed + rank)
     # DeepSpeed clones the world group without passing a timeout: a stuck peer would be waited for
     # 30 minutes. new_group() falls back on this default.
-    dist.distributed_c10d.default_pg_timeout = timeout
+    dist.distributed_c10d.default_pg_timeout = timeout  # gloo's
+    dist.distributed_c10d.default_pg_nccl_timeout = timeout  # pyright: ignore[reportPrivateImportUsage]
+    if config.num_gpus > 0:
+        # On an H100 cuDNN is preferred and makes a plan of some 30 ms for every new length and stride.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     use_interface_towards(host)
     if store is None:
         store = join_store(host, port, config.num_ranks, config.collective_timeout_s)
@@ -69,6 +72,7 @@ def join(
 
 def settings(config: TrainerConfig) -> dict[str, Any]:
     """DeepSpeed's configuration."""
+    bucket = BUCKET_ELEMENTS["cuda" if config.num_gpus > 0 else "cpu"]
     adam = {
         "lr": config.lr,
         "betas": list(config.adam_betas),
@@ -81,8 +85,8 @@ def settings(config: TrainerConfig) -> dict[str, Any]:
         "gradient_accumulation_steps": 1,  # the learner marks the boundary: counts differ by step
         "zero_optimization": {
             "stage": config.zero_stage,
-            "reduce_bucket_size": BUCKET_ELEMENTS,
-            "allgather_bucket_size": BUCKET_ELEMENTS,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
         },
         "bf16": {"enabled": config.dtype == "bfloat16"},
         "gradient_clipping": config.max_grad_norm,
@@ -91,6 +95,8 @@ def settings(config: TrainerConfig) -> dict[str, Any]:
     }
     if config.zero_stage > 0:
         result["data_types"] = {"grad_accum_dtype": "fp32"}  # the default under bf16 is bf16
+    if config.num_gpus > 0 and config.zero_stage > 0:
+        result["zero_optimization"]["overlap_comm"] = True  # its default at stage 3 alone
     if config.offload_optimizer:  # by DeepSpeed's documentation; not run on a GPU by this project yet
         result["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     return result

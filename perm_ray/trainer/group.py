@@ -15,7 +15,8 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from perm_ray.cluster.calls import explain, wait_all
-from perm_ray.config.training import TrainerConfig
+from perm_ray.config.engines import EngineConfig
+from perm_ray.config.training import SyncConfig, TrainerConfig
 from perm_ray.errors import (
     ActorFailedError,
     ActorTimeoutError,
@@ -36,7 +37,13 @@ ANSWER_S = 5.0  # for a rank to say where it is, which it does while it trains, 
 class TrainerGroup:
     """All trainer ranks. `start_async`, `wait_ready`, then a call at a time; `shutdown` at the end.
 
-    `scheduling` optionally places the ranks: one Ray scheduling strategy each.
+    Args:
+        config: The section `trainer`.
+        model_dir: The folder of the first weights.
+        seed: That of the run.
+        total_steps: Steps of the whole run, for the learning rate's schedule.
+        scheduling: One Ray scheduling strategy for each rank, if they are to be placed.
+        temperature: At which the sequences are sampled; log-probs are those of logits / temperature.
     """
 
     def __init__(
@@ -46,11 +53,13 @@ class TrainerGroup:
         seed: int,
         total_steps: int,
         scheduling: Sequence[Any] | None = None,
+        temperature: float = 1.0,
     ) -> None:
         self._config = config
         self._model_dir = model_dir.absolute()  # a rank has another working directory
         self._seed = seed
         self._total_steps = total_steps
+        self._temperature = temperature
         self._scheduling = scheduling or ["DEFAULT"] * config.num_ranks
         self._nodes = ["not placed yet"] * config.num_ranks
         self._starting: list[ray.ObjectRef] = []
@@ -85,7 +94,7 @@ class TrainerGroup:
             max_restarts=0,  # a rank that comes back alone is of no use to the others
             runtime_env={"env_vars": actor_environment(config)},
         )
-        return actor.remote(config, self._model_dir, rank, self._seed, self._total_steps)
+        return actor.remote(config, self._model_dir, rank, self._seed, self._total_steps, self._temperature)
 
     def wait_ready(self) -> None:
         """Wait until every rank has its policy loaded."""
@@ -152,9 +161,21 @@ class TrainerGroup:
         refs = [rank.export.remote(path.absolute()) for rank in self.ranks]
         self._wait(refs, f"exporting to {path}", self._config.step_timeout_s)
 
-    def apply(self, function: Callable[..., Any], *args: Any, doing: str, timeout_s: float) -> list[Any]:
-        """Run `function(rank, *args)` inside every rank; results in order of rank."""
-        return self._wait([rank.apply.remote(function, *args) for rank in self.ranks], doing, timeout_s)
+    def connect_engines(
+        self, engines: Sequence[Any], engine: EngineConfig, sync: SyncConfig, timeout_s: float
+    ) -> None:
+        """Have every rank join the transfer group of all rollout engines."""
+        refs = [rank.connect_engines.remote(engines, engine, sync) for rank in self.ranks]
+        self._wait(refs, "connecting to the engines", timeout_s)
+
+    def send_weights(self, version: int, timeout_s: float) -> tuple[int, int | None]:
+        """Send the policy to every connected engine as `version`.
+
+        Returns:
+            Its size in bytes, and the checksum of what was sent, which the NCCL backend does not take.
+        """
+        refs = [rank.send_weights.remote(version) for rank in self.ranks]
+        return self._wait(refs, f"sending weights, version {version}", timeout_s)[0]
 
     def shutdown(self) -> None:
         """Kill the ranks. May be called more than once."""
@@ -230,4 +251,6 @@ def actor_environment(config: TrainerConfig) -> dict[str, str]:
     }
     if config.num_gpus == 0:
         environment["DS_ACCELERATOR"] = "cpu"
+    else:  # micro-batches have all lengths: fixed segments would leave memory in fragments
+        environment["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
     return environment

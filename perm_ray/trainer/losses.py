@@ -1,66 +1,71 @@
-"""The terms of GRPO's objective, token by token: pure functions of tensors, joined by `objective.py`.
+"""Policy losses as data: the table `LOSSES` at the end names each one's ratio, surrogate and aggregation.
 
-Every tensor is one-dimensional, one entry per completion token of a packed micro-batch, in float32.
-Log-probabilities are in nats; an advantage has no unit and is repeated for its completion's tokens.
-A masked rollout is not among the tokens, and does not count in any total.
+A new loss is a function and a line in that table. `objectives/policy.py` joins the terms. All are pure
+functions of one-dimensional float32 tensors with an entry per trained token of a packed micro-batch.
+Log-probabilities are in nats; an advantage has no unit and is repeated for its sequence's tokens. A masked
+rollout is not among the tokens, and does not count in any total.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
 
+from perm_ray.config.training import ObjectiveConfig
+from perm_ray.trainer.batching import Totals
 from perm_ray.trainer.segments import Segments
 
 # ---- the ratio of the policy to the one that the step began with -----------------------------------------
 
 
-def token_ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
+def token_ratio(logprobs: Tensor, old_logprobs: Tensor, segments: Segments) -> Tensor:
     """r_t = exp(logprobs - old_logprobs): PPO's (arXiv 1707.06347, section 3)."""
+    del segments
     return torch.exp(logprobs - old_logprobs)
 
 
 def sequence_ratio(logprobs: Tensor, old_logprobs: Tensor, segments: Segments) -> Tensor:
-    """GSPO's ratio, one for all tokens of a completion: s = exp(mean over its tokens of
-    (logprobs - old_logprobs)) (arXiv 2507.18071, eq. 7). The gradient goes through every token's share."""
+    """s = exp(mean over a sequence's tokens of (logprobs - old_logprobs)), one for all of them: GSPO's
+    (arXiv 2507.18071, eq. 7). The gradient goes through every token's share."""
     return segments.spread(torch.exp(segments.mean(logprobs - old_logprobs)))
 
 
-# ---- the policy's loss -----------------------------------------------------------------------------------
+# ---- the policy's loss of each token, and whether its ratio was clipped ----------------------------------
 
 
 def clipped_surrogate(
-    ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float, dual_clip: float | None = None
-) -> Tensor:
+    logprobs: Tensor, ratio: Tensor, advantages: Tensor, config: ObjectiveConfig
+) -> tuple[Tensor, Tensor]:
     """-min(min(r, delta) A, clip(r, 1 - low, 1 + high) A), delta = `dual_clip` or infinity.
 
     PPO (arXiv 1707.06347, eq. 7) with GRPO's group advantage (arXiv 2402.03300, eq. 3); two bounds instead
     of one are DAPO's (arXiv 2503.14476, eq. 10). delta limits what a negative advantage can do to a token
     that has become far likelier: dual-clip PPO (arXiv 1912.09729, eq. 5), as INTELLECT-2 (arXiv 2505.07291)
-    and TRL have it.
+    and TRL have it. A token is clipped when its gradient is cut off: r moved past the bound that A pushes
+    towards, or past the dual bound.
     """
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    bounded = ratio if dual_clip is None else ratio.clamp(max=dual_clip)
-    return -torch.minimum(bounded * advantages, clipped * advantages)
+    del logprobs
+    low, high, dual = 1 - config.clip_low, 1 + config.clip_high, config.dual_clip
+    bounded = ratio if dual is None else ratio.clamp(max=dual)
+    losses = -torch.minimum(bounded * advantages, ratio.clamp(low, high) * advantages)
+    clipped = ((ratio < low) & (advantages < 0)) | ((ratio > high) & (advantages > 0))
+    if dual is not None:
+        clipped = clipped | ((ratio > dual) & (advantages < 0))
+    return losses, clipped
 
 
-def is_clipped(
-    ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float, dual_clip: float | None = None
-) -> Tensor:
-    """True for each token whose gradient `clipped_surrogate` cuts off: r moved past the bound A pushes
-    towards, or past the dual bound."""
-    too_low = (ratio < 1 - clip_low) & (advantages < 0)
-    too_high = (ratio > 1 + clip_high) & (advantages > 0)
-    if dual_clip is None:
-        return too_low | too_high
-    return too_low | too_high | ((ratio > dual_clip) & (advantages < 0))
-
-
-def cispo_surrogate(logprobs: Tensor, ratio: Tensor, advantages: Tensor, clip_high: float) -> Tensor:
+def capped_surrogate(
+    logprobs: Tensor, ratio: Tensor, advantages: Tensor, config: ObjectiveConfig
+) -> tuple[Tensor, Tensor]:
     """CISPO: -sg(min(r, 1 + high)) A logprobs: the ratio is a capped weight, and no token loses its gradient
     (MiniMax-M1, arXiv 2506.13585, eq. 4 and 5, where the lower bound is left out, too). TRL's `epsilon_high`
     is the cap itself, 1 + high here."""
-    return -ratio.clamp(max=1 + clip_high).detach() * advantages * logprobs
+    cap = 1 + config.clip_high
+    return -ratio.clamp(max=cap).detach() * advantages * logprobs, ratio > cap
 
 
 # ---- distance from the reference -------------------------------------------------------------------------
@@ -94,22 +99,50 @@ KL_ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
 # ---- from tokens to one number: the micro-batch's part, summed over micro-batches and ranks --------------
 
 
-def token_mean(token_losses: Tensor, total_completion_tokens: int) -> Tensor:
-    """`dapo`, `cispo`: this micro-batch's sum over the completion tokens of the WHOLE minibatch.
+def token_mean(losses: Tensor, segments: Segments, totals: Totals, config: ObjectiveConfig) -> Tensor:
+    """Divide this micro-batch's sum by the trained tokens of the WHOLE minibatch.
 
     The total counts every rank and micro-batch, so each token weighs the same however the batch was
     split, and a long answer is not made cheap by its length (DAPO, arXiv 2503.14476, eq. 12).
     """
-    return token_losses.sum() / total_completion_tokens
+    del segments, config
+    return losses.sum() / totals.tokens
 
 
-def sequence_mean(token_losses: Tensor, segments: Segments, total_sequences: int) -> Tensor:
-    """`grpo`, `gspo`: the mean over completions of each one's mean (GRPO, arXiv 2402.03300, eq. 3; GSPO,
-    arXiv 2507.18071, eq. 5). `total_sequences` counts those of every rank and micro-batch."""
-    return segments.mean(token_losses).sum() / total_sequences
+def sequence_mean(losses: Tensor, segments: Segments, totals: Totals, config: ObjectiveConfig) -> Tensor:
+    """Average each sequence's mean over all sequences of the minibatch (GRPO, arXiv 2402.03300, eq. 3; GSPO,
+    arXiv 2507.18071, eq. 5)."""
+    del config
+    return segments.mean(losses).sum() / totals.sequences
 
 
-def constant_length(token_losses: Tensor, total_sequences: int, length: int) -> Tensor:
-    """`dr_grpo`: the sum over all tokens, divided by completions times a constant instead of their lengths
-    (Dr. GRPO, arXiv 2503.20783; the constant is their code's and TRL's)."""
-    return token_losses.sum() / (total_sequences * length)
+def constant_length(losses: Tensor, segments: Segments, totals: Totals, config: ObjectiveConfig) -> Tensor:
+    """Divide the sum over all tokens by sequences times a constant instead of their lengths (Dr. GRPO,
+    arXiv 2503.20783; the constant is their code's and TRL's)."""
+    del segments
+    return losses.sum() / (totals.sequences * config.constant_length)
+
+
+# ---- the table -------------------------------------------------------------------------------------------
+
+Ratio: TypeAlias = Callable[[Tensor, Tensor, Segments], Tensor]
+Surrogate: TypeAlias = Callable[[Tensor, Tensor, Tensor, ObjectiveConfig], tuple[Tensor, Tensor]]
+Aggregate: TypeAlias = Callable[[Tensor, Segments, Totals, ObjectiveConfig], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyLoss:
+    """A value of `trainer.objective.loss`: its ratio, its surrogate and how tokens become one number."""
+
+    ratio: Ratio
+    surrogate: Surrogate
+    aggregate: Aggregate
+
+
+LOSSES = {
+    "dapo": PolicyLoss(token_ratio, clipped_surrogate, token_mean),
+    "grpo": PolicyLoss(token_ratio, clipped_surrogate, sequence_mean),
+    "dr_grpo": PolicyLoss(token_ratio, clipped_surrogate, constant_length),
+    "gspo": PolicyLoss(sequence_ratio, clipped_surrogate, sequence_mean),
+    "cispo": PolicyLoss(token_ratio, capped_surrogate, token_mean),
+}

@@ -1,4 +1,4 @@
-"""The frozen model that the KL penalty compares with: a copy, or the policy without its adapter.
+"""Frozen reference of the KL penalty: a copy, or the policy without its adapter.
 
 `learner.py` makes one when the KL coefficient is above 0, and calls it without gradient.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,21 +17,36 @@ from perm_ray.trainer.packing import PackedBatch, load_policy
 
 
 class FrozenCopy:
-    """A second copy of the policy's first weights; with `offload` in host memory between uses."""
+    """A second copy of the policy's first weights.
+
+    With `offload` they live in pinned host memory. A use copies them to the device and drops the copy
+    afterwards: frozen weights need no way back.
+    """
 
     def __init__(self, model_dir: Path, dtype: torch.dtype, device: torch.device, offload: bool) -> None:
         self._device = device
-        self._offload = offload
-        self._model: nn.Module = load_policy(model_dir, dtype).requires_grad_(False).eval()
+        self._model: Any = load_policy(model_dir, dtype).requires_grad_(False).eval()
+        self._host: dict[nn.Parameter, Tensor] = {}
+        if offload:
+            pinned = device.type == "cuda"
+            for parameter in self._model.parameters():
+                self._host[parameter] = parameter.data.pin_memory() if pinned else parameter.data
+        self._model.to(device)
+        self._release()
 
     @torch.no_grad()
     def __call__(self, batch: PackedBatch) -> Tensor:
-        """Log-probability of each completion token [C]."""
-        self._model.to(self._device)
+        """Log-probability of each trained token [C]."""
+        for parameter, host in self._host.items():
+            parameter.data = host.to(self._device, non_blocking=True)
         logprobs, _ = self._model(batch)
-        if self._offload:
-            self._model.to("cpu")
+        self._release()
         return logprobs
+
+    def _release(self) -> None:
+        """Free the device copies of weights that are offloaded."""
+        for parameter, host in self._host.items():
+            parameter.data = host
 
 
 class WithoutAdapter:
@@ -41,7 +57,7 @@ class WithoutAdapter:
 
     @torch.no_grad()
     def __call__(self, batch: PackedBatch) -> Tensor:
-        """Log-probability of each completion token [C]. All ranks call it together."""
+        """Log-probability of each trained token [C]. All ranks call it together."""
         with without_adapter(self._engine.module):
             logprobs, _ = self._engine(batch)
         return logprobs

@@ -147,16 +147,17 @@ class RankState:
 
 @contextmanager
 def _separate_groups(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """What DeepSpeed's universal checkpoint makes one for all groups of parameters under ZeRO-3.
+    """Separate the groups of parameters that DeepSpeed's universal checkpoint makes one under ZeRO-3.
 
     It hands the same step tensor to every group, which then counts an update once a group, and the first
     group's weight decay to all.
     """
     decays = [group["weight_decay"] for group in optimizer.param_groups]
     yield
-    for state in optimizer.state.values():
+    for parameter, state in optimizer.state.items():
         if isinstance(state.get("step"), Tensor):
-            state["step"] = state["step"].clone()
+            # Its checkpoint has the step on the CPU, and the fused kernel of a GPU reads it by its address.
+            state["step"] = state["step"].to(parameter.device, copy=True)
     for group, decay in zip(optimizer.param_groups, decays, strict=True):
         group["weight_decay"] = decay
 

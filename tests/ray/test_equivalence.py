@@ -25,6 +25,7 @@ from perm_ray.trainer.actor import TrainerRank
 from perm_ray.trainer.batching import TrainSequence, plan_step
 from perm_ray.trainer.group import TrainerGroup
 from perm_ray.trainer.step_metrics import StepSums, step_metrics
+from tests.support.ranks import in_ranks
 from tests.support.sequences import random_sequences
 from tests.support.tiny_model import VOCABULARY
 
@@ -97,9 +98,7 @@ class Table:
     def row(self, name: str, **changes: object) -> Outcome:
         config = dataclasses.replace(CONFIG, **changes)
         folder = self.folder / name
-        reports = self.groups[config.num_ranks].apply(
-            train_row, config, self.model_dir, folder, doing=name, timeout_s=60
-        )
+        reports = in_ranks(self.groups[config.num_ranks], train_row, config, self.model_dir, folder)
         return Outcome([step_metrics(ranks) for ranks in zip(*reports, strict=True)], folder)
 
 
@@ -193,7 +192,7 @@ def test_a_target_that_the_policy_lacks_is_refused(table: Table) -> None:
 
     for targets, message in ((("no_such",), "no_such"), (("embed_tokens",), "embed_tokens is Embedding")):
         config = dataclasses.replace(CONFIG, lora=LoraConfig(rank=2, targets=targets))
-        (found,) = table.groups[1].apply(refused, config, table.model_dir, doing="refusing", timeout_s=60)
+        (found,) = in_ranks(table.groups[1], refused, config, table.model_dir)
         assert "trainer.lora.targets must name linear layers" in found
         assert message in found
 
@@ -231,11 +230,9 @@ def test_the_average_is_exported_and_survives_a_checkpoint(
 
     config = dataclasses.replace(CONFIG, zero_stage=3, num_ranks=2, ema_decay=0.5, lora=lora)
     folder = table.folder / f"average-{lora.rank}"
-    table.groups[2].apply(train_and_resume, config, table.model_dir, folder, doing="averaging", timeout_s=60)
+    in_ranks(table.groups[2], train_and_resume, config, table.model_dir, folder)
     one = dataclasses.replace(CONFIG, zero_stage=0, lora=lora)
-    ((w0, w1, w2, w3),) = table.groups[1].apply(
-        after_each_step, one, table.model_dir, doing="watching", timeout_s=60
-    )
+    ((w0, w1, w2, w3),) = in_ranks(table.groups[1], after_each_step, one, table.model_dir)
     average = {name: w3[name] / 2 + w2[name] / 4 + w1[name] / 8 + w0[name] / 8 for name in w0}
     if lora.rank == 0:
         found = load_file(folder / "policy" / "model.safetensors")

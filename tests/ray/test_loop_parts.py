@@ -84,6 +84,18 @@ def test_the_same_step_samples_the_same_and_another_step_does_not(
     assert all(first[key].token_ids != second[key].token_ids for key in first)
 
 
+def test_at_another_temperature_logprobs_are_those_of_what_is_sampled(
+    prompts: tuple[Prompt, ...], tiny_model: Path, ray_cluster: int
+) -> None:
+    cooler = replace(ROLLOUT, temperature=0.7, engine=ENGINE)
+    pool = RolloutPool(cooler, tiny_model, seed=1, deterministic=True)
+    wait_all(pool.starting(), timeout_s=200, doing="starting")
+    completions = sample(pool, prompts)
+    ray.kill(pool.actors[0])
+    assert largest_difference(tiny_model, prompts, completions, temperature=0.7) < 1e-3
+    assert largest_difference(tiny_model, prompts, completions) > 0.05
+
+
 def test_an_engine_whose_thread_breaks_is_gone_and_replaced(
     rollouts: RolloutPool, prompts: tuple[Prompt, ...]
 ) -> None:
@@ -120,7 +132,7 @@ def test_trained_weights_reach_every_engine(
         trainer.shutdown()
     after = sample(rollouts, prompts)
     assert {completion.version for completion in after.values()} == {1}
-    assert rollouts.weight_versions(30) == [1, 1]
+    assert [version for version, _ in rollouts.held_weights(30)] == [1, 1]
     assert largest_difference(tmp_path / "policy", prompts, after) < 1e-3
     exported = RolloutPool(replace(ROLLOUT, engine=ENGINE), tmp_path / "policy", seed=1, deterministic=True)
     wait_all(exported.starting(), timeout_s=200, doing="starting")  # vLLM loads the export, too
@@ -168,11 +180,12 @@ def test_an_adapter_reaches_every_engine_merged_or_alone(
         sync = WeightSync(trainer, rollouts, SyncConfig(chunk_mb=1, adapter_only=adapter_only))
         sync.connect()
         first = sync.push(version=0)
-        (checksum,) = set(rollouts.weight_checksums(30))
+        (first_held,) = set(rollouts.held_weights(30))
         assert (first.num_bytes < 50_000) == adapter_only
         trainer.train_step(1, training_data(sample(rollouts, prompts), prompts))
         sync.push(version=1)
-        assert len(set(rollouts.weight_checksums(30)) - {checksum}) == 1  # both engines', and another one
+        ((_, checksum),) = set(rollouts.held_weights(30))  # both engines', and another one
+        assert checksum != first_held[1]
         trainer.export(tmp_path / "policy")
     finally:
         trainer.shutdown()
@@ -187,13 +200,16 @@ def training_data(
 ) -> list[TrainSequence]:
     ids = {prompt.scenario.scenario_id: prompt.token_ids for prompt in prompts}
     return [
-        TrainSequence(ids[scenario_id], completion.token_ids, completion.logprobs, float(index - 1))
+        TrainSequence.of(ids[scenario_id], completion.spans, float(index - 1))
         for (scenario_id, index), completion in completions.items()
     ]
 
 
 def largest_difference(
-    folder: Path, prompts: tuple[Prompt, ...], completions: dict[tuple[str, int], Completion]
+    folder: Path,
+    prompts: tuple[Prompt, ...],
+    completions: dict[tuple[str, int], Completion],
+    temperature: float = 1.0,
 ) -> float:
     """Between the engines' log-probabilities and those of transformers with the weights in `folder`."""
     import torch
@@ -205,7 +221,7 @@ def largest_difference(
     for (scenario_id, _), completion in completions.items():
         row = torch.tensor([ids[scenario_id] + completion.token_ids])
         with torch.no_grad():
-            logprobs = policy(row).logits[0].log_softmax(-1)
+            logprobs = (policy(row).logits[0] / temperature).log_softmax(-1)
         start = len(ids[scenario_id])
         for offset, (token, found) in enumerate(zip(completion.token_ids, completion.logprobs, strict=True)):
             worst = max(worst, abs(float(logprobs[start + offset - 1, token]) - found))

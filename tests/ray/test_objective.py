@@ -25,9 +25,10 @@ from perm_ray.config.training import ObjectiveConfig, TrainerConfig
 from perm_ray.trainer.actor import TrainerRank
 from perm_ray.trainer.batching import RankBatch, Totals, TrainSequence, plan_step
 from perm_ray.trainer.group import TrainerGroup
-from perm_ray.trainer.objective import TokenBatch, objective
+from perm_ray.trainer.objectives.policy import TokenBatch, policy_loss
 from perm_ray.trainer.segments import Segments
 from perm_ray.trainer.step_metrics import StepSums, step_metrics
+from tests.support.ranks import in_ranks
 from tests.support.sequences import random_sequences
 from tests.support.tiny_model import VOCABULARY
 
@@ -87,18 +88,18 @@ class PlainTorch:
         self, minibatch: Sequence[TrainSequence], totals: Totals, old: Tensor, reference: Tensor
     ) -> float:
         logprobs, entropy = scored(self.model, minibatch)
-        lengths = [len(sequence.completion_ids) for sequence in minibatch]
+        lengths = [sequence.num_trained for sequence in minibatch]
         segments = Segments.of(lengths)
         tokens = TokenBatch(
             logprobs=logprobs,
             old_logprobs=old,
-            sampler_logprobs=torch.tensor([p for sequence in minibatch for p in sequence.sampler_logprobs]),
+            sampler_logprobs=torch.tensor([p for sequence in minibatch for p in sequence.logprobs]),
             reference_logprobs=reference if self._config.objective.kl_coef > 0 else None,
             entropy=entropy,
             advantages=segments.spread(torch.tensor([sequence.advantage for sequence in minibatch])),
             segments=segments,
         )
-        loss, _ = objective(tokens, totals, self._config.objective)
+        loss, _ = policy_loss(tokens, totals, self._config.objective)
         self._optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._config.max_grad_norm)
@@ -110,10 +111,9 @@ def scored(model: torch.nn.Module, sequences: Sequence[TrainSequence]) -> tuple[
     """Log-probs and entropies of the completions' tokens by transformers' own forward, one after another."""
     logprobs, entropies = [], []
     for sequence in sequences:
-        ids = torch.tensor([sequence.prompt_ids + sequence.completion_ids])
-        rows = model(input_ids=ids, use_cache=False).logits[0, len(sequence.prompt_ids) - 1 : -1]
-        logps = rows.log_softmax(-1)
-        logprobs.append(logps.gather(-1, torch.tensor(sequence.completion_ids)[:, None])[:, 0])
+        ids, trained = torch.tensor([sequence.token_ids]), torch.tensor(sequence.trained)[1:]
+        logps = model(input_ids=ids, use_cache=False).logits[0, :-1].log_softmax(-1)[trained]
+        logprobs.append(logps.gather(-1, ids[0, 1:, None][trained])[:, 0])
         entropies.append(-(logps.exp() * logps).sum(-1))
     return torch.cat(logprobs), torch.cat(entropies)
 
@@ -135,7 +135,7 @@ def batch(model: torch.nn.Module, count: int, seed: int) -> list[TrainSequence]:
         with torch.no_grad():
             logprobs, _ = scored(model, [blank])
         sampled = tuple(value + rng.gauss(0, 0.05) for value in logprobs.tolist())
-        sequences.append(dataclasses.replace(blank, sampler_logprobs=sampled))
+        sequences.append(dataclasses.replace(blank, logprobs=sampled))
     return sequences
 
 
@@ -178,9 +178,7 @@ def test_ranks_and_updates_change_nothing_about_an_objective(
         losses.append(plain.train_step(step, sequences))
         budget, ranks = config.micro_batch_tokens, config.num_ranks
         plans.append(plan_step(sequences, budget, ranks, wanted.minibatches, f"{SEED}/{step}"))
-    reports = groups[2].apply(
-        train, config, tiny_model, tmp_path / "model", plans, doing="training", timeout_s=60
-    )
+    reports = in_ranks(groups[2], train, config, tiny_model, tmp_path / "model", plans)
     metrics = [step_metrics(ranks) for ranks in zip(*reports, strict=True)]
     assert [row["policy/loss"] for row in metrics] == pytest.approx(losses, rel=1e-3, abs=1e-5)
     several = metrics[0]  # the updates move the policy, and the bounds are felt
@@ -205,5 +203,5 @@ def test_a_step_that_has_begun_to_update_is_finished(
     plan = plan_step(sequences, CONFIG.micro_batch_tokens, CONFIG.num_ranks)
     before_the_update = len(plan[0][0].micro_batches)  # votes come before each micro-batch and the update
     votes = (before_the_update + 1, before_the_update)
-    found = groups[2].apply(stop_at, CONFIG, tiny_model, plan, votes, doing="stopping", timeout_s=60)
+    found = in_ranks(groups[2], stop_at, CONFIG, tiny_model, plan, votes)
     assert found == [[False, True]] * CONFIG.num_ranks

@@ -25,6 +25,7 @@ from perm_ray.trainer.actor import TrainerRank
 from perm_ray.trainer.batching import TrainSequence, plan_step
 from perm_ray.trainer.group import TrainerGroup
 from perm_ray.trainer.step_metrics import StepSums, step_metrics
+from tests.support.ranks import in_ranks
 from tests.support.sequences import random_sequences
 from tests.support.tiny_model import VOCABULARY
 
@@ -122,7 +123,7 @@ def test_k_steps_a_stop_and_the_rest_are_all_steps(
 
     def run(function: Callable[..., Any], config: TrainerConfig, *more: object) -> list[Any]:
         arguments = (config, tiny_model, tmp_path, *more)
-        return groups[config.num_ranks].apply(function, *arguments, doing="testing", timeout_s=60)
+        return in_ranks(groups[config.num_ranks], function, *arguments)
 
     reports = run(all_steps, config)
     metrics = merged([sums for sums, _ in reports])

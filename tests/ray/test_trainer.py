@@ -24,6 +24,7 @@ from perm_ray.errors import ActorFailedError, Interrupted, ModelError, RunError
 from perm_ray.trainer.batching import TrainSequence, plan_step
 from perm_ray.trainer.group import TrainerGroup
 from perm_ray.trainer.packing import check_packing, completion_logprobs, load_policy, pack
+from tests.support.ranks import in_ranks
 from tests.support.sequences import random_sequences
 from tests.support.tiny_model import VOCABULARY
 
@@ -92,12 +93,12 @@ def largest_difference(left: dict[str, Tensor], right: dict[str, Tensor]) -> flo
 
 def stock_logits(model: torch.nn.Module, sequence: TrainSequence) -> Tensor:
     """Logits that predict the completion, by transformers' own forward, one sequence at a time."""
-    ids = torch.tensor([sequence.prompt_ids + sequence.completion_ids])
-    return model(input_ids=ids, use_cache=False).logits[0, len(sequence.prompt_ids) - 1 : -1]
+    ids = torch.tensor([sequence.token_ids])
+    return model(input_ids=ids, use_cache=False).logits[0, :-1][torch.tensor(sequence.trained)[1:]]
 
 
 def stock_logprobs(model: torch.nn.Module, sequence: TrainSequence) -> Tensor:
-    targets = torch.tensor(sequence.completion_ids)[:, None]
+    targets = torch.tensor(sequence.token_ids)[torch.tensor(sequence.trained), None]
     return stock_logits(model, sequence).log_softmax(-1).gather(-1, targets)[:, 0]
 
 
@@ -110,7 +111,7 @@ class PlainTorch:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=0.0)
 
     def train_step(self, step: int, batch: list[TrainSequence]) -> dict[str, float]:
-        total = sum(len(sequence.completion_ids) for sequence in batch)
+        total = sum(sequence.num_trained for sequence in batch)
         loss, kl, entropy = torch.zeros(()), 0.0, 0.0
         for sequence in batch:
             logprobs = stock_logprobs(self.model, sequence)
@@ -129,7 +130,7 @@ class PlainTorch:
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad()
-        surrogate_mean = -sum(s.advantage * len(s.completion_ids) for s in batch) / total
+        surrogate_mean = -sum(s.advantage * s.num_trained for s in batch) / total
         return {
             "policy/loss": surrogate_mean + CONFIG.objective.kl_coef * kl / total,
             "policy/kl": kl / total,
@@ -258,7 +259,7 @@ def test_a_stopped_step_leaves_the_policy_as_it_was_and_a_killed_rank_ends_the_g
 
 def kill_a_rank_in_mid_step(group: TrainerGroup) -> None:
     """The step fails at once and the dead rank is named."""
-    victim = group.apply(lambda _: os.getpid(), doing="telling process ids", timeout_s=10)[1]
+    victim = in_ranks(group, lambda _: os.getpid())[1]
     threading.Timer(0.3, os.kill, (victim, signal.SIGKILL)).start()
     begin = time.monotonic()
     with pytest.raises(ActorFailedError, match=r"trainer rank 1 \(node \S+\) died .*training step 4"):

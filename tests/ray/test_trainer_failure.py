@@ -19,8 +19,9 @@ from perm_ray.errors import ActorTimeoutError, NotFiniteError, RunError
 from perm_ray.runs.checkpoint import Checkpoints
 from perm_ray.runs.replay import FailedStep
 from perm_ray.runs.run_state import RunState
-from perm_ray.trainer.batching import TrainSequence
 from perm_ray.trainer.group import TrainerGroup
+from tests.support.ranks import in_ranks
+from tests.support.sequences import one_turn
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
 
@@ -35,7 +36,7 @@ CONFIG = TrainerConfig(
     step_timeout_s=120,
     collective_timeout_s=COLLECTIVE_TIMEOUT_S,
 )
-SOUND = [TrainSequence((1, 2, 3), (4, 5, 6, 7), (-6.0,) * 4, 0.5)] * 3
+SOUND = [one_turn((1, 2, 3), (4, 5, 6, 7), (-6.0,) * 4, 0.5)] * 3
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_a_step_that_is_not_finite_stops_and_the_checkpoint_before_it_becomes_wh
 
 def test_a_rank_that_is_stuck_ends_the_group_and_is_named(group: TrainerGroup) -> None:
     group.train_step(0, SOUND)
-    stuck = group.apply(lambda _: os.getpid(), doing="telling process ids", timeout_s=10)[1]
+    stuck = in_ranks(group, lambda _: os.getpid())[1]
     threading.Timer(0.3, os.kill, (stuck, signal.SIGSTOP)).start()
     began = time.monotonic()
     with pytest.raises(ActorTimeoutError, match=r"trainer rank 1 \(node \S+\) does not answer any more"):

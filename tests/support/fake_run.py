@@ -38,6 +38,7 @@ from perm_ray.types import (
     TokenUsage,
     Turn,
 )
+from tests.support.fakes import fake_span
 
 JUDGE = "invented-judge"
 _RUBRIC = "0f1a2b3c4d5e"
@@ -162,9 +163,7 @@ class FakeRun:
             prompt.scenario.scenario_id,
             index,
             text,
-            token_ids=tuple(range(num_tokens)),
-            logprobs=(-0.5,) * num_tokens,
-            version=step - 1 if step else 0,
+            spans=(fake_span(range(num_tokens), max(0, step - 1)),),
             finish_reason=FinishReason.LENGTH if truncated else FinishReason.STOP,
         )
         sections = split_sections(text)

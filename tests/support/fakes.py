@@ -30,6 +30,7 @@ from perm_ray.types import (
     RolloutGroup,
     Scenario,
     Sections,
+    Span,
     Status,
     TokenUsage,
     Turn,
@@ -56,8 +57,12 @@ def fake_completion(
     if text is None:
         again = " Truly." * index
         text = f"# Analysis\nShe is proud.{again}\n# Response\nHow lovely!{again}"
-    logprobs = (-0.5,) * len(token_ids)
-    return Completion(scenario_id, index, text, tuple(token_ids), logprobs, version, FinishReason.STOP)
+    return Completion(scenario_id, index, text, (fake_span(token_ids, version),), FinishReason.STOP)
+
+
+def fake_span(token_ids: Sequence[int], version: int = 0) -> Span:
+    """Sampled tokens, every one of them with a log-probability of -0.5."""
+    return Span("assistant", tuple(token_ids), (-0.5,) * len(token_ids), ((version, len(token_ids)),))
 
 
 def fake_rollout(

@@ -6,6 +6,14 @@ import random
 from collections.abc import Iterator, Sequence
 
 from perm_ray.trainer.batching import TrainSequence
+from perm_ray.types import Span
+
+
+def one_turn(
+    prompt: Sequence[int], completion: Sequence[int], logprobs: Sequence[float], advantage: float
+) -> TrainSequence:
+    """The sequence of a prompt and one sampled answer."""
+    return TrainSequence.of(prompt, [Span("assistant", tuple(completion), tuple(logprobs))], advantage)
 
 
 def random_sequences(
@@ -28,4 +36,4 @@ def random_sequences(
         if index % per_prompt == 0:
             prompt = tuple(rng.choices(vocabulary, k=rng.randint(*prompt_tokens)))
         completion = tuple(rng.choices(vocabulary, k=rng.randint(*completion_tokens)))
-        yield TrainSequence(prompt, completion, (logprob,) * len(completion), rng.gauss(0, 1))
+        yield one_turn(prompt, completion, (logprob,) * len(completion), rng.gauss(0, 1))

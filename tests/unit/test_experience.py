@@ -231,9 +231,9 @@ def test_the_trainer_gets_every_rollout_that_is_not_masked_with_its_sampled_ids_
     collected = collect([fake_prompt("a", (9, 8, 7))], completions, scores)
     advantages = collected.groups[0].advantages
     sequences = train_sequences(collected.groups)
-    assert [sequence.completion_ids for sequence in sequences] == [(50, 0, 511), (52, 0, 511)]
+    assert [sequence.token_ids[3:] for sequence in sequences] == [(50, 0, 511), (52, 0, 511)]
     assert {sequence.prompt_ids for sequence in sequences} == {(9, 8, 7)}
-    assert {sequence.sampler_logprobs for sequence in sequences} == {(-0.5, -0.5, -0.5)}
+    assert {sequence.logprobs for sequence in sequences} == {(-0.5, -0.5, -0.5)}
     assert [sequence.advantage for sequence in sequences] == [advantages[0], advantages[2]]
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from perm_ray.cluster.planning.shapes import ModelShape
 from perm_ray.config.engines import EngineConfig
 from perm_ray.config.training import SyncConfig, TrainerConfig
+from perm_ray.trainer.buffer_sizes import BUCKET_ELEMENTS, HEAD_BLOCK_ELEMENTS
 
 GB = 2**30
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -25,10 +26,9 @@ GRAPH_BYTES = 1 * GB  # of vLLM's CUDA graphs
 BLOCK_TOKENS = 16  # of a block of vLLM's KV cache on a GPU (32 on a CPU)
 CPU_KV_GB = 0.5  # `engine_kwargs` on a CPU, when kv_cache_gb is null
 SENDER_BYTES, NUM_SENDER_BUFFERS = 1 * GB, 2  # vLLM's packed NCCL transfer; sync.chunk_mb is gloo's
-BUCKET_ELEMENTS = 20_000_000  # `trainer/deepspeed.py`
 LIVE_ELEMENTS = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters
 PREFETCH_ELEMENTS = 50_000_000  # its stage3_prefetch_bucket_size
-HEAD_BLOCK_ELEMENTS, HEAD_COPIES = 1 << 20, 6  # logits of a block, and float32 tensors of that size at once
+HEAD_COPIES = 6  # float32 tensors of the size of a block of logits at once
 
 
 @dataclass(frozen=True)
@@ -172,10 +172,10 @@ def layer_activation_bytes(
     return 2 * width * shape.hidden + norms + inputs + joined + outputs + mlp + 7 * width * lora_rank
 
 
-def head_bytes(shape: ModelShape, width: int, tokens: int) -> int:
+def head_bytes(shape: ModelShape, width: int, tokens: int, device: str = "cpu") -> int:
     """The head in blocks of the vocabulary (`trainer/head.py`): the hidden states, their gradient in
     float32, and a few float32 tensors of [tokens x block]; never [tokens x vocabulary]."""
-    block = min(shape.vocabulary, max(256, HEAD_BLOCK_ELEMENTS // tokens // 64 * 64))
+    block = min(shape.vocabulary, max(256, HEAD_BLOCK_ELEMENTS[device] // tokens // 64 * 64))
     return tokens * (shape.hidden * (2 * width + 4) + 4 * HEAD_COPIES * block)
 
 
@@ -210,7 +210,7 @@ def rank_memory(shape: ModelShape, trainer: TrainerConfig, sync: SyncConfig, lon
     tokens = max(trainer.micro_batch_tokens, longest)
     layer = tokens * layer_activation_bytes(shape, width, lora.rank, trainer.share_prompts)
     kept = shape.layers * (tokens * width * shape.hidden if trainer.gradient_checkpointing else layer)
-    head = head_bytes(shape, width, tokens)
+    head = head_bytes(shape, width, tokens, "cuda" if trainer.num_gpus > 0 else "cpu")
     again = 2 * layer if trainer.gradient_checkpointing else layer  # made anew, and its gradients
     gathered = _gathered(shape, width) if stage == 3 else 0
     send = _transfer_buffers(shape, width, sync, on_gpu)
@@ -240,7 +240,9 @@ def _reduction(shape: ModelShape, trainer: TrainerConfig, trained: int) -> int:
     gradient, which is larger than a bucket, in both types."""
     if trainer.zero_stage == 0:
         return 0
-    buckets = (4 if trainer.zero_stage == 3 else 2) * 4 * min(BUCKET_ELEMENTS, trained)
+    on_gpu = trainer.num_gpus > 0
+    count = 4 if trainer.zero_stage == 3 or on_gpu else 2
+    buckets = count * 4 * min(BUCKET_ELEMENTS["cuda" if on_gpu else "cpu"], trained)
     whole_head = trainer.lora.rank == 0 and trainer.zero_stage >= 2
     return buckets + ((BYTES[trainer.dtype] + 4) * shape.embedding_parameters if whole_head else 0)
 

@@ -17,7 +17,8 @@ from perm_ray.config.engines import BUILTIN_MODEL, EngineConfig
 from perm_ray.config.load import load_config
 from perm_ray.errors import ConfigError, ModelError
 from perm_ray.models.resolve import cache_dir
-from perm_ray.trainer.batching import TrainSequence, plan_step, tokens_of
+from perm_ray.trainer.batching import plan_step, tokens_of
+from tests.support.sequences import one_turn
 
 # Billions of parameters on the model cards: all, and without embeddings where the card tells.
 CARDS = {
@@ -208,7 +209,7 @@ def test_no_more_is_trained_on_than_planned(overrides: tuple[str, ...]) -> None:
     config = load_config(CONFIGS / "local.yaml", overrides)
     rollout, trainer = config.rollout, config.trainer
     sequences = [
-        TrainSequence(
+        one_turn(
             (prompt,) * config.prompt.max_tokens,
             (1,) * rollout.max_completion_tokens,
             (0.0,) * rollout.max_completion_tokens,

@@ -91,11 +91,11 @@ def test_a_layers_activations_are_at_least_what_torch_keeps(dtype: str, shared: 
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from perm_ray.trainer.batching import TrainSequence
     from perm_ray.trainer.packing import ATTENTION, pack
+    from tests.support.sequences import one_turn
 
     half = tuple(range(64))
-    sequence = TrainSequence(half, half, (0.0,) * 64, 0.0)
+    sequence = one_turn(half, half, (0.0,) * 64, 0.0)
     batch = pack(((sequence,) * 8,) if shared else ((sequence,),) * 2, torch.device("cpu"))
 
     def kept(layers: int) -> int:
@@ -124,7 +124,7 @@ def test_a_layers_activations_are_at_least_what_torch_keeps(dtype: str, shared: 
                 input_ids=batch.input_ids,
                 position_ids=batch.position_ids,
                 use_cache=False,
-                spans=batch.spans,
+                layout=batch.layout,
             )
         return sum(tensor.untyped_storage().nbytes() for tensor in tensors.values())
 

@@ -20,8 +20,6 @@ from perm_ray.runs.directory import BestPolicy, RunDirectory, run_path
 from perm_ray.tracking.ambiguous import AmbiguityRule
 from perm_ray.tracking.mlflow_client import TrackedRun
 from perm_ray.types import (
-    Completion,
-    FinishReason,
     Message,
     Prompt,
     Rollout,
@@ -30,13 +28,14 @@ from perm_ray.types import (
     Sections,
     Turn,
 )
+from tests.support.fakes import fake_completion
 
 RULE = AmbiguityRule(AmbiguityConfig(), {})
 
 
 def group(text: str) -> RolloutGroup:
     prompt = Prompt(Scenario("s", "p", "t", (Turn("seeker", "q"),)), (Message("user", "q"),), "", (1,))
-    completion = Completion("s", 0, text, (1, 2), (-0.1, -0.2), 0, FinishReason.STOP)
+    completion = fake_completion("s", 0, text, (1, 2))
     return RolloutGroup(prompt, (Rollout(completion, Sections(None, None), {}, None, "failed"),), (0.0,))
 
 

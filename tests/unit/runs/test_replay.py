@@ -12,12 +12,12 @@ from perm_ray.config.training import LimitsConfig
 from perm_ray.errors import CheckpointError, ConfigError
 from perm_ray.runs.directory import RunDirectory
 from perm_ray.runs.replay import FailedStep
-from perm_ray.trainer.batching import TrainSequence
 from perm_ray.trainer.step_limits import exceeded
+from tests.support.sequences import one_turn
 
 SEQUENCES = (
-    TrainSequence((1, 2), (3, 4, 5), (-0.1, -1 / 3, -math.inf), math.nan),
-    TrainSequence((6,), (7,), (-1e-300,), 0.1 + 0.2),
+    one_turn((1, 2), (3, 4, 5), (-0.1, -1 / 3, -math.inf), math.nan),
+    one_turn((6,), (7,), (-1e-300,), 0.1 + 0.2),
 )
 
 
@@ -28,7 +28,7 @@ def test_a_failed_step_is_read_back_to_the_last_bit(tmp_path: Path) -> None:
     again = FailedStep.read(file)
     assert (again.step, again.reason, again.checkpoint) == (12, "a loss", "step_000010")
     assert again.sequences[1] == SEQUENCES[1]
-    assert again.sequences[0].sampler_logprobs == SEQUENCES[0].sampler_logprobs
+    assert again.sequences[0].logprobs == SEQUENCES[0].logprobs
     assert math.isnan(again.sequences[0].advantage)
 
 
@@ -46,7 +46,7 @@ def test_a_sequence_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "failed.json"
     FailedStep(1, "", None, SEQUENCES).write(file)
     row = json.loads(file.read_text())
-    row["sequences"][0]["completion_ids"] = []
+    row["sequences"][0]["token_ids"] = []
     file.write_text(json.dumps(row))
     with pytest.raises(CheckpointError, match="A training sequence needs"):
         FailedStep.read(file)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from perm_ray.errors import RunError
-from perm_ray.runs.weight_sync import Sent, check_delivery
+from perm_ray.runs.weight_sync import check_delivery
 
-SENT = Sent(num_bytes=8, checksum=77)
+SENT = 77  # the checksum
 
 
 def test_all_engines_have_what_was_sent() -> None:
-    check_delivery(SENT, 3, [3, 3], [77, 77])
-    check_delivery(Sent(8, None), 3, [3], [None])  # vLLM's own backends take no checksum
+    check_delivery(3, SENT, [(3, 77), (3, 77)])
+    check_delivery(3, None, [(3, None)])  # vLLM's own backends take no checksum
 
 
 @pytest.mark.parametrize(
@@ -28,4 +28,4 @@ def test_an_engine_that_has_something_else_is_named(
     versions: list[int], checksums: list[int | None], message: str
 ) -> None:
     with pytest.raises(RunError, match=f"Version 3 did not reach .*{message}"):
-        check_delivery(SENT, 3, versions, checksums)
+        check_delivery(3, SENT, list(zip(versions, checksums, strict=True)))

@@ -27,6 +27,7 @@ from perm_ray.types import (
     TokenUsage,
     Turn,
 )
+from tests.support.fakes import fake_span
 
 RULE = AmbiguityRule(AmbiguityConfig(), {name: load_perspective(name) for name in BUILTIN_PERSPECTIVES})
 REWARD = Reward(0.5, 0.8, -0.2, -0.1)
@@ -47,9 +48,8 @@ def rollout(
     finish: FinishReason = FinishReason.STOP,
     response: str | None = "I hear you. 🫂",
 ) -> Rollout:
-    completion = Completion(
-        "s1", index, "# Analysis\n...", tuple(range(tokens)), (-0.5,) * tokens, 3, finish_reason=finish
-    )
+    spans = (fake_span(range(tokens), version=3),)
+    completion = Completion("s1", index, "# Analysis\n...", spans, finish_reason=finish)
     by_name = {judgment.perspective: judgment for judgment in judgments}
     masked_because = "" if reward else "resonation failed"
     return Rollout(completion, Sections("He grieves.", response), by_name, reward, masked_because)

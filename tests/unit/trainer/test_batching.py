@@ -17,6 +17,7 @@ from perm_ray.trainer.batching import (
     tokens_of,
 )
 from perm_ray.trainer.step_metrics import StepSums, step_metrics
+from tests.support.sequences import one_turn
 
 
 def test_the_longest_sequences_are_packed_first_and_spread_over_ranks() -> None:
@@ -26,7 +27,7 @@ def test_the_longest_sequences_are_packed_first_and_spread_over_ranks() -> None:
 
 
 def test_padding_is_only_what_idle_ranks_compute() -> None:
-    sequence = TrainSequence((1,) * 10, (2,) * 8, (0.0,) * 8, 1.0)
+    sequence = one_turn((1,) * 10, (2,) * 8, (0.0,) * 8, 1.0)
     full = plan_metrics(plan_step([sequence] * 4, budget_tokens=40, num_ranks=2, share_prompts=False))
     assert full == {"trainer/padding_share": 0.0, "trainer/shared_share": 0.0}
     # one rank computes 18 tokens, the other the two of a stand-in
@@ -36,7 +37,7 @@ def test_padding_is_only_what_idle_ranks_compute() -> None:
 
 def of_prompt(prompt: int, *lengths: int) -> list[TrainSequence]:
     """Completions of so many tokens, of a prompt of ten."""
-    return [TrainSequence((prompt,) * 10, (2,) * n, (0.0,) * n, 1.0) for n in lengths]
+    return [one_turn((prompt,) * 10, (2,) * n, (0.0,) * n, 1.0) for n in lengths]
 
 
 def test_completions_of_a_prompt_are_trained_after_one_copy_of_it() -> None:
@@ -113,11 +114,11 @@ def test_a_sequence_that_cannot_be_trained_on_is_refused(
     prompt: tuple[int, ...], completion: tuple[int, ...], logprobs: tuple[float, ...]
 ) -> None:
     with pytest.raises(RunError, match="one sampler log-probability for each"):
-        TrainSequence(prompt, completion, logprobs, advantage=1.0)
+        one_turn(prompt, completion, logprobs, advantage=1.0)
 
 
 def sequence(length: int) -> TrainSequence:
-    return TrainSequence((1,), tuple(range(length)), (0.0,) * length, advantage=1.0)
+    return one_turn((1,), tuple(range(length)), (0.0,) * length, advantage=1.0)
 
 
 def test_one_minibatch_is_the_step_in_its_own_order() -> None:

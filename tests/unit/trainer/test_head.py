@@ -6,20 +6,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from perm_ray.trainer.head import BLOCK_ELEMENTS, score
+from perm_ray.trainer.head import block_columns, score
 
 VOCABULARY, HIDDEN, TOKENS = 1000, 16, 2100  # in blocks of 448 of the vocabulary, the last one shorter
 
 
 @pytest.fixture
 def head() -> nn.Linear:
-    assert BLOCK_ELEMENTS // TOKENS // 64 * 64 == 448
+    assert block_columns(TOKENS, "cpu") == 448
     torch.manual_seed(0)
     return nn.Linear(HIDDEN, VOCABULARY)
 
 
-def plain(head: nn.Linear, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    log_p = head(hidden).log_softmax(-1)
+def plain(
+    head: nn.Linear, hidden: Tensor, targets: Tensor, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    log_p = (head(hidden) / temperature).log_softmax(-1)
     return log_p.gather(-1, targets[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
 
 
@@ -37,12 +39,15 @@ def gradients(head: nn.Linear, hidden: Tensor, loss: Tensor) -> list[Tensor]:
     return list(torch.autograd.grad(loss, [hidden, head.weight, head.bias]))
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("entropy_gradient", [False, True])
-def test_values_and_gradients_are_those_of_the_plain_logits(head: nn.Linear, entropy_gradient: bool) -> None:
+def test_values_and_gradients_are_those_of_the_plain_logits(
+    head: nn.Linear, entropy_gradient: bool, temperature: float
+) -> None:
     hidden, targets, a, b = batch()
     hidden.requires_grad_()
-    logprobs, entropy = score(head, hidden, targets, True, entropy_gradient)
-    expected_logprobs, expected_entropy = plain(head, hidden, targets)
+    logprobs, entropy = score(head, hidden, targets, True, entropy_gradient, temperature)
+    expected_logprobs, expected_entropy = plain(head, hidden, targets, temperature)
     torch.testing.assert_close(logprobs, expected_logprobs, atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(entropy, expected_entropy, atol=1e-5, rtol=1e-5)
     assert entropy.requires_grad == entropy_gradient
@@ -88,3 +93,10 @@ def test_half_precision_is_as_good_as_the_plain_way(head: nn.Linear) -> None:
 
 def plain_half(head: nn.Linear, hidden: Tensor, targets: Tensor) -> Tensor:
     return -nn.functional.cross_entropy(head(hidden).float(), targets, reduction="none")
+
+
+def test_blocks_are_sized_for_the_device() -> None:
+    """152,064 tokens of vocabulary, 7,168 of a micro-batch: hundreds of blocks would starve a GPU."""
+    assert block_columns(7168, "cpu") == 256
+    assert -(-152_064 // block_columns(7168, "cuda")) == 33
+    assert 4 * 7168 * block_columns(7168, "cuda") <= 128 << 20  # bytes of a block in float32

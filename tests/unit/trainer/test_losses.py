@@ -13,10 +13,10 @@ from torch import Tensor
 from perm_ray.config.training import ObjectiveConfig
 from perm_ray.trainer.batching import Totals
 from perm_ray.trainer.losses import (
-    cispo_surrogate,
+    LOSSES,
+    capped_surrogate,
     clipped_surrogate,
     constant_length,
-    is_clipped,
     kl_k1,
     kl_k2,
     kl_k3,
@@ -26,7 +26,7 @@ from perm_ray.trainer.losses import (
     token_ratio,
 )
 from perm_ray.trainer.mismatch import mismatch
-from perm_ray.trainer.objective import TokenBatch, objective
+from perm_ray.trainer.objectives.policy import TokenBatch, policy_loss
 from perm_ray.trainer.segments import Segments
 
 
@@ -36,6 +36,21 @@ def _log(*ratios: float) -> Tensor:
 
 def _tensor(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
+
+
+def surrogate(
+    ratio: Tensor, advantages: Tensor, low: float, high: float, dual: float | None = None
+) -> tuple[Tensor, Tensor]:
+    config = ObjectiveConfig(clip_low=low, clip_high=high, dual_clip=dual)
+    return clipped_surrogate(torch.zeros_like(ratio), ratio, advantages, config)
+
+
+def mean_of(losses: Tensor, tokens: int) -> Tensor:
+    return token_mean(losses, Segments.of([len(losses)]), Totals(tokens, 1), ObjectiveConfig())
+
+
+def ratio_of(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
+    return token_ratio(logprobs, old_logprobs, Segments.of([len(logprobs)]))
 
 
 # Ratios 0.5, 1, 1.1 and 2 with clipping to [0.8, 1.3].
@@ -52,8 +67,9 @@ BY_HAND = {
 def test_the_clipped_surrogate_by_hand(advantage: float) -> None:
     losses, clipped = BY_HAND[advantage]
     args = (_tensor(*RATIOS), torch.full((4,), advantage), 0.2, 0.3)
-    torch.testing.assert_close(clipped_surrogate(*args), _tensor(*losses))
-    assert is_clipped(*args).tolist() == list(clipped)
+    found, is_clipped = surrogate(*args)
+    torch.testing.assert_close(found, _tensor(*losses))
+    assert is_clipped.tolist() == list(clipped)
 
 
 def test_kl_by_hand() -> None:
@@ -64,8 +80,8 @@ def test_kl_by_hand() -> None:
 
 def test_dapo_weighs_each_token_of_the_step_the_same() -> None:
     step = _tensor(3.0, 1.0, 2.0, 6.0)
-    halves = token_mean(step[:1], 4) + token_mean(step[1:], 4)
-    assert float(halves) == pytest.approx(float(token_mean(step, 4))) == 3.0
+    halves = mean_of(step[:1], 4) + mean_of(step[1:], 4)
+    assert float(halves) == pytest.approx(float(mean_of(step, 4))) == 3.0
 
 
 def test_agrees_with_numpy_on_random_tokens() -> None:
@@ -75,18 +91,18 @@ def test_agrees_with_numpy_on_random_tokens() -> None:
     low, high, kl_coef = 0.2, 0.28, 0.01
 
     ratio = np.exp(new - old)
-    surrogate = np.where(
+    bounded = np.where(
         advantages >= 0,
         np.minimum(ratio, 1 + high) * advantages,
         np.maximum(ratio, 1 - low) * advantages,
     )
     kl = np.exp(reference) / np.exp(new) - np.log(np.exp(reference) / np.exp(new)) - 1
-    expected = np.mean(-surrogate + kl_coef * kl)
+    expected = np.mean(-bounded + kl_coef * kl)
 
     logprobs, old_logprobs, reference_logprobs, a = map(torch.from_numpy, (new, old, reference, advantages))
-    losses = clipped_surrogate(token_ratio(logprobs, old_logprobs), a, low, high)
+    losses, _ = surrogate(ratio_of(logprobs, old_logprobs), a, low, high)
     losses = losses + kl_coef * kl_k3(logprobs, reference_logprobs)
-    assert float(token_mean(losses, 500)) == pytest.approx(expected, abs=1e-12)
+    assert float(mean_of(losses, 500)) == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_gradient_is_that_of_the_formula() -> None:
@@ -95,8 +111,8 @@ def test_the_gradient_is_that_of_the_formula() -> None:
     old, reference, advantages = torch.randn(3, 40, dtype=torch.float64)
 
     def objective(x: Tensor) -> Tensor:
-        losses = clipped_surrogate(token_ratio(x, old), advantages, 0.2, 0.2)
-        return token_mean(losses + 0.01 * kl_k3(x, reference), 40)
+        losses, _ = surrogate(ratio_of(x, old), advantages, 0.2, 0.2)
+        return mean_of(losses + 0.01 * kl_k3(x, reference), 40)
 
     assert torch.autograd.gradcheck(objective, logprobs)
 
@@ -104,15 +120,15 @@ def test_the_gradient_is_that_of_the_formula() -> None:
 def test_on_policy_the_gradient_is_the_plain_policy_gradient() -> None:
     logprobs = _log(0.1, 0.5, 0.9).requires_grad_()
     advantages = _tensor(1.0, -2.0, 0.5)
-    ratio = token_ratio(logprobs, logprobs.detach())
-    token_mean(clipped_surrogate(ratio, advantages, 0.2, 0.2), 3).backward()
+    ratio = ratio_of(logprobs, logprobs.detach())
+    mean_of(surrogate(ratio, advantages, 0.2, 0.2)[0], 3).backward()
     torch.testing.assert_close(logprobs.grad, -advantages / 3)
 
 
 def test_a_clipped_token_gives_no_gradient() -> None:
     logprobs = _log(2.0, 0.5).requires_grad_()
-    ratio = token_ratio(logprobs, _log(1.0, 1.0))
-    clipped_surrogate(ratio, _tensor(1.0, -1.0), 0.2, 0.2).sum().backward()
+    ratio = ratio_of(logprobs, _log(1.0, 1.0))
+    surrogate(ratio, _tensor(1.0, -1.0), 0.2, 0.2)[0].sum().backward()
     torch.testing.assert_close(logprobs.grad, _tensor(0.0, 0.0))
 
 
@@ -122,10 +138,11 @@ def test_a_clipped_token_gives_no_gradient() -> None:
 def test_a_dual_bound_limits_what_a_negative_advantage_does_by_hand() -> None:
     # A = -1: the loss is the larger of r, at most delta, and clip(r): 2 -> 1.5, 1.1 and below as before
     args = (_tensor(*RATIOS), torch.full((4,), -1.0), 0.2, 0.3, 1.5)
-    torch.testing.assert_close(clipped_surrogate(*args), _tensor(0.8, 1.0, 1.1, 1.5))
-    assert is_clipped(*args).tolist() == [True, False, False, True]
+    losses, clipped = surrogate(*args)
+    torch.testing.assert_close(losses, _tensor(0.8, 1.0, 1.1, 1.5))
+    assert clipped.tolist() == [True, False, False, True]
     args = (_tensor(*RATIOS), torch.full((4,), 2.0), 0.2, 0.3, 1.5)
-    torch.testing.assert_close(clipped_surrogate(*args), _tensor(-1.0, -2.0, -2.2, -2.6))
+    torch.testing.assert_close(surrogate(*args)[0], _tensor(-1.0, -2.0, -2.2, -2.6))
 
 
 def test_k1_and_k2_by_hand() -> None:
@@ -141,7 +158,7 @@ def test_k1_weighed_by_the_ratio_has_the_gradient_of_the_kl_itself() -> None:
     logprobs = logits.log_softmax(0)
     (exact,) = torch.autograd.grad((logprobs.exp() * (logprobs - reference)).sum(), logits, retain_graph=True)
     old = logprobs.detach()
-    weighed = (old.exp() * token_ratio(logprobs, old) * kl_k1(logprobs, reference)).sum()
+    weighed = (old.exp() * ratio_of(logprobs, old) * kl_k1(logprobs, reference)).sum()
     alone = (old.exp() * kl_k1(logprobs, reference)).sum()
     torch.testing.assert_close(torch.autograd.grad(weighed, logits, retain_graph=True)[0], exact)
     torch.testing.assert_close(torch.autograd.grad(alone, logits)[0], torch.zeros(3, dtype=torch.float64))
@@ -152,8 +169,9 @@ PAIR = Segments.of([1, 3])
 
 def test_means_by_hand() -> None:
     losses = _tensor(4.0, 1.0, 2.0, 6.0)
-    assert float(sequence_mean(losses, PAIR, 2)) == (4.0 + 3.0) / 2
-    assert float(constant_length(losses, 2, 5)) == 13.0 / 10
+    totals, config = Totals(4, 2), ObjectiveConfig(constant_length=5)
+    assert float(sequence_mean(losses, PAIR, totals, config)) == (4.0 + 3.0) / 2
+    assert float(constant_length(losses, PAIR, totals, config)) == 13.0 / 10
 
 
 def test_a_sequence_ratio_is_the_geometric_mean_of_its_tokens() -> None:
@@ -163,8 +181,8 @@ def test_a_sequence_ratio_is_the_geometric_mean_of_its_tokens() -> None:
 
 def test_cispo_caps_the_weight_and_keeps_the_gradient() -> None:
     logprobs = _log(3.0, 1.1).requires_grad_()
-    ratio = token_ratio(logprobs, _log(1.0, 1.0))
-    cispo_surrogate(logprobs, ratio, _tensor(2.0, -1.0), 0.5).sum().backward()
+    ratio = ratio_of(logprobs, _log(1.0, 1.0))
+    capped_surrogate(logprobs, ratio, _tensor(2.0, -1.0), ObjectiveConfig(clip_high=0.5))[0].sum().backward()
     torch.testing.assert_close(logprobs.grad, _tensor(-1.5 * 2.0, 1.1))
 
 
@@ -206,9 +224,9 @@ def test_the_entropy_bonus_is_a_mean_over_tokens_whatever_the_loss() -> None:
     entropy = torch.tensor([1.0, 2.0, 3.0, 6.0], requires_grad=True)
     zeros = torch.zeros(4)
     tokens = TokenBatch(zeros, zeros, zeros, None, entropy, zeros, PAIR)
-    for name in ("dapo", "grpo", "dr_grpo", "gspo", "cispo"):
+    for name in LOSSES:
         config = ObjectiveConfig(loss=name, kl_coef=0.0, entropy_coef=0.5)
-        loss, sums = objective(tokens, Totals(tokens=8, sequences=4), config)
+        loss, sums = policy_loss(tokens, Totals(tokens=8, sequences=4), config)
         assert float(loss.detach()) == sums.loss == -0.5 * 12 / 8
         (gradient,) = torch.autograd.grad(loss, entropy)
         torch.testing.assert_close(gradient, torch.full((4,), -0.5 / 8))

@@ -27,7 +27,7 @@ from trl.trainer.utils import nanstd
 from perm_ray.config.training import ObjectiveConfig
 from perm_ray.rewards.advantages import composed_advantages, reward_advantages
 from perm_ray.trainer.batching import Totals
-from perm_ray.trainer.objective import TokenBatch, objective
+from perm_ray.trainer.objectives.policy import TokenBatch, policy_loss
 from perm_ray.trainer.segments import Segments
 
 LENGTHS = (9, 5, 7, 1, 8, 3)
@@ -198,7 +198,7 @@ def our_part(
         advantages=data.advantages[rows, None].expand_as(mask)[mask],
         segments=Segments.of(LENGTHS[rows]),
     )
-    loss, sums = objective(tokens, totals, config)
+    loss, sums = policy_loss(tokens, totals, config)
     assert sums.loss == pytest.approx(float(loss.detach()), abs=1e-6)
     return loss
 
