@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from perm_ray.cluster.session import authenticate
-from perm_ray.config.load import CONFIGS, load_config
+from perm_ray.config import CONFIGS
+from perm_ray.config.load import load_config
 
 NAMES = ("loop", "rollout", "judging", "learning", "checkpoint", "trainer", "operations")
 

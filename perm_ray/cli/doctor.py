@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from perm_ray.cli.jobs import add_address, resolve_address
-from perm_ray.config.load import CONFIGS, load_config
+from perm_ray.config import CONFIGS
+from perm_ray.config.load import load_config
 
 
 def parser() -> argparse.ArgumentParser:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perm_ray.config.load import CONFIGS
+from perm_ray.config import CONFIGS
 from perm_ray.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from perm_ray.cli.jobs import add_address, follow, resolve_address
 from perm_ray.cluster.jobs import variables
 from perm_ray.cluster.jobs.package import CONFIG_FILE, make_package, secrets_from
 from perm_ray.cluster.session import authenticate
-from perm_ray.config.load import CONFIGS, load_config
+from perm_ray.config import CONFIGS
+from perm_ray.config.load import load_config
 from perm_ray.config.redact import redact_text
 from perm_ray.config.schema import Config
 from perm_ray.errors import ConfigError, RunError

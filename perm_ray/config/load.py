@@ -36,8 +36,6 @@ from perm_ray.config.redact import REDACTED, is_secret_key, redact, redact_text
 from perm_ray.config.schema import Config
 from perm_ray.errors import ConfigError
 
-CONFIGS = Path(__file__).parent / "shipped"  # the configurations of `configs/`
-
 # The dicts whose entries are sections of their own.
 _ENTRY_SETS = ("judges.engines", "judges.endpoints", "judges.pools")
 _OVERRIDE = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=.*", re.DOTALL)

@@ -3,7 +3,7 @@
     runs/<name>/config.yaml  metrics.jsonl  summary.json  samples/step_000001.jsonl
                 samples/heldout_000001.jsonl  checkpoints/  policy/
                 policy_best/ (where an earlier step did better on held-out scenarios than the last)
-                mlflow_run.json  mlflow_spool.jsonl (what MLflow could not be given yet)
+                evaluations.jsonl (held-out and probe metrics)  mlflow_run.json (how far MLflow is)
 
 The driver creates one at start-up (or resumes one) and writes to it after every step. Each write is
 atomic except the append to `metrics.jsonl`: a line cut short by a kill is dropped when it is read.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -25,9 +26,8 @@ from perm_ray.files import json_line, write_json_atomic, write_jsonl_atomic, wri
 from perm_ray.models.adapter import adapter_folder
 from perm_ray.tracking.ambiguous import AmbiguityRule
 from perm_ray.tracking.mlflow_client import TrackedRun
-from perm_ray.tracking.samples import ambiguous_rows, sample_rows
+from perm_ray.tracking.samples import ambiguous_rows, plain_row, sample_rows
 from perm_ray.tracking.sinks import Purpose, Sink
-from perm_ray.tracking.spool import SPOOL_NAME, Spool
 from perm_ray.types import RolloutGroup
 
 _BEST_NAME = "heldout.json"
@@ -66,7 +66,6 @@ class RunDirectory:
         directory._prepare(config_text)
         # Of a run that was begun here and got nowhere.
         TrackedRun.forget(path)
-        (path / SPOOL_NAME).unlink(missing_ok=True)
         return directory
 
     @classmethod
@@ -76,13 +75,17 @@ class RunDirectory:
         directory = cls(path)
         if not path.is_dir():
             raise CheckpointError(f"There is no run at {path} to resume: check the path.")
-        rows = [row for row in directory.read_metrics() if row["step"] <= step]
+        lines = {
+            file: [row for row in _rows(file) if row["step"] <= step]
+            for file in (directory.metrics_file, directory.evaluations_file)
+        }
         directory._prepare(config_text)
-        write_jsonl_atomic(directory.metrics_file, [{**row, "step": int(row["step"])} for row in rows])
+        for file, kept in lines.items():
+            write_jsonl_atomic(file, kept)
         for samples in directory.samples.glob("*_*.jsonl"):
             if samples.stem.rpartition("_")[2] > f"{step:06d}":
                 samples.unlink()
-        Spool(path).keep_until(step)
+        TrackedRun.rewind(path, {file.name: len(kept) for file, kept in lines.items()})
         best = directory.best()
         if best is None or best.step > step:
             directory.forget_best()
@@ -143,40 +146,41 @@ class RunDirectory:
         """The batch that the run stopped on, for `--replay`."""
         return self.path / f"failed_step_{step:06d}.json"
 
-    def append_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Add a step's numbers; one that is not finite is written as null."""
-        row: dict[str, object] = {"step": step}
+    @property
+    def evaluations_file(self) -> Path:
+        return self.path / "evaluations.jsonl"
+
+    def append_metrics(self, step: int, metrics: Mapping[str, float], purpose: Purpose = "train") -> None:
+        """Add a row of numbers, with the time; one that is not finite is written as null.
+
+        Those of training steps are in `metrics.jsonl`, those of held-out evaluations and probes in
+        `evaluations.jsonl`.
+        """
+        row: dict[str, object] = {"step": step, "time_ms": time.time_ns() // 1_000_000}
         row.update((name, float(value)) for name, value in metrics.items())
-        with self.metrics_file.open("a", encoding="utf-8") as file:
+        path = self.metrics_file if purpose == "train" else self.evaluations_file
+        with path.open("a", encoding="utf-8") as file:
             file.write(json_line(row))
             file.flush()
             os.fsync(file.fileno())
 
     def read_metrics(self) -> list[dict[str, float]]:
-        """The rows so far, each with its `step`; nulls are left out."""
-        if not self.metrics_file.exists():
-            return []
-        # Not splitlines(): it would also split at characters that JSON leaves inside a string.
-        complete = self.metrics_file.read_text(encoding="utf-8").split("\n")[:-1]
-        return [self._parse(number, line) for number, line in enumerate(complete, start=1)]
-
-    def _parse(self, number: int, line: str) -> dict[str, float]:
-        try:
-            row = json.loads(line)
-            return {name: value for name, value in row.items() if value is not None}
-        except (ValueError, AttributeError) as error:
-            message = f"{self.metrics_file} line {number} is not a JSON object: mend it or remove the line."
-            raise DataError(message) from error
+        """Return the rows of training steps, each with its `step`; nulls and times are left out."""
+        return [
+            {name: value for name, value in row.items() if value is not None and name != "time_ms"}
+            for row in _rows(self.metrics_file)
+        ]
 
     def write_samples(self, step: int, groups: Sequence[RolloutGroup], rule: AmbiguityRule) -> None:
         """Write every rollout of a step, for people, and a list of the ambiguous ones if there are any."""
-        write_jsonl_atomic(self.samples_file(step), sample_rows(step, groups, rule))
+        write_jsonl_atomic(self.samples_file(step), map(plain_row, sample_rows(step, groups, rule)))
         if ambiguous := ambiguous_rows(step, groups, rule):
-            write_jsonl_atomic(self.samples / f"ambiguous_{step:06d}.jsonl", ambiguous)
+            write_jsonl_atomic(self.samples / f"ambiguous_{step:06d}.jsonl", map(plain_row, ambiguous))
 
     def write_heldout(self, step: int, groups: Sequence[RolloutGroup], rule: AmbiguityRule) -> None:
         """Write the rollouts of an evaluation after `step` (0: before training)."""
-        write_jsonl_atomic(self.samples / f"heldout_{step:06d}.jsonl", sample_rows(step, groups, rule))
+        rows = map(plain_row, sample_rows(step, groups, rule))
+        write_jsonl_atomic(self.samples / f"heldout_{step:06d}.jsonl", rows)
 
     def write_probes(self, step: int, metrics: Mapping[str, float], outcomes: Sequence[object]) -> None:
         """Write what probing the judges after `step` gave: the metrics, then a row for each outcome."""
@@ -208,6 +212,23 @@ class RunDirectory:
         write_json_atomic(self.summary_file, summary)
 
 
+def _rows(file: Path) -> list[dict[str, float]]:
+    """Return the whole lines of a metrics file; a last line that a kill cut short is left out."""
+    if not file.exists():
+        return []
+    rows = []
+    # Not splitlines(): it would also split at characters that JSON leaves inside a string.
+    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n")[:-1], start=1):
+        try:
+            row = json.loads(line)
+            rows.append({**row, "step": int(row["step"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(
+                f"{file} line {number} is not a JSON object with a step: mend it or remove the line."
+            ) from error
+    return rows
+
+
 @dataclass(frozen=True)
 class DirectorySink(Sink):
     """Write what happens into the run directory; `rule` says which rollouts are ambiguous."""
@@ -220,5 +241,4 @@ class DirectorySink(Sink):
         write(step, groups, self.rule)
 
     def metrics(self, step: int, metrics: Mapping[str, float], purpose: Purpose = "train") -> None:
-        if purpose == "train":
-            self.directory.append_metrics(step, metrics)
+        self.directory.append_metrics(step, metrics, purpose)

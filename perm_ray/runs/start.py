@@ -29,11 +29,10 @@ from perm_ray.runs.run_plan import Models, RunPlan, prepare_models
 from perm_ray.runs.run_state import RunState, check_agrees, numeric_warnings
 from perm_ray.runs.signals import StopSignals
 from perm_ray.tracking.mlflow_client import TrackedRun
-from perm_ray.tracking.mlflow_tracker import open_tracker
+from perm_ray.tracking.mlflow_sender import is_behind, open_tracker
 from perm_ray.tracking.model_card import TrainedPolicy, heldout_reward, model_card
 from perm_ray.tracking.model_registry import Candidate, measure_of, register_policy
 from perm_ray.tracking.progress import RunProgress
-from perm_ray.tracking.spool import SPOOL_NAME
 from perm_ray.tracking.summary import print_summary, summarise
 from perm_ray.tracking.tracker import EndState
 
@@ -92,7 +91,7 @@ def _mlflow_run(directory: Path, state: RunState) -> str | None:
 
 def _send_the_rest(config: Config, path: Path, state: RunState) -> None:
     """Give MLflow what it did not take while the run went on."""
-    if config.tracking.mlflow and (path / SPOOL_NAME).is_file():
+    if config.tracking.mlflow and is_behind(path):
         run_id = _mlflow_run(path, state)
         open_tracker(config, path.name, path, run_id, {**state.contents, **state.weights}).finish("FINISHED")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,8 @@ class TrackedRun:
     run_id: str
     experiment_id: str
     uri: str
+    sent: Mapping[str, int] = field(default_factory=dict)  # by file: how many of its lines MLflow has
+    ended: str = ""  # the end state that MLflow was given last
 
     def write(self, directory: Path) -> None:
         write_json_atomic(directory / _RUN_FILE, asdict(self))
@@ -46,6 +49,14 @@ class TrackedRun:
             return cls(**json.loads((directory / _RUN_FILE).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
+
+    @classmethod
+    def rewind(cls, directory: Path, lines: Mapping[str, int]) -> None:
+        """Note that files have only so many lines now: the later steps are going to be run again."""
+        tracked = cls.read(directory)
+        if tracked is not None:
+            sent = {name: min(count, lines.get(name, count)) for name, count in tracked.sent.items()}
+            replace(tracked, sent=sent, ended="").write(directory)
 
     @staticmethod
     def forget(directory: Path) -> None:

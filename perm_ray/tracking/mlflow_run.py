@@ -1,22 +1,25 @@
-"""One run in MLflow, as the tracker's thread writes it: opened or gone on with, described, fed, ended.
+"""Write one run in MLflow: open it or go on with it, describe it, feed it, end it.
 
-Nothing is caught here but what says that a run is not there: the thread in `mlflow_tracker.py` decides
+Nothing is caught here but what says that a run is not there: the thread in `mlflow_sender.py` decides
 what an error means. Every call may be made again, after an answer that was lost or in a resumed run.
 """
 
 from __future__ import annotations
 
 import json
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perm_ray.config.redact import redact_text
 from perm_ray.config.schema import TrackingConfig
+from perm_ray.tracking.chosen import Chosen
 from perm_ray.tracking.environment import RunFacts
 from perm_ray.tracking.mlflow_client import TrackedRun, connect, connect_tracing, open_experiment
-from perm_ray.tracking.rollout_rows import Row, table
-from perm_ray.tracking.spool import Record
-from perm_ray.tracking.traces import TraceWriter
+from perm_ray.tracking.traces import TraceWriter, table
 from perm_ray.tracking.tracker import EndState
 
 if TYPE_CHECKING:
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 
 _CHANGED_TAG = "resume.changed_params"
 _MAX_METRICS = 1000  # MLflow's limit for one request
+_MAX_NAME_CHARS = 250
+_NOT_IN_A_NAME = re.compile(r"[^\w .:-]")
 _MAX_TAG_CHARS = 4900  # MLflow's limit is 5000 on older servers
 
 
@@ -79,28 +84,38 @@ class MlflowRun:
         for name, document in facts.documents.items():
             client.log_text(tracked.run_id, json.dumps(document, indent=2), name)
 
-    def send(self, record: Record) -> None:
-        """Give MLflow one record."""
-        client, tracked = self._opened()
-        if record.kind == "metrics":
-            from mlflow.entities import Metric
+    def sent(self, file: str) -> int:
+        """Return how many lines of a file MLflow has."""
+        return self._tracked.sent.get(file, 0) if self._tracked is not None else 0
 
-            metrics = [
-                Metric(name, value, record.time_ms, record.step) for name, value in record.body.items()
-            ]
-            for start in range(0, len(metrics), _MAX_METRICS):
-                client.log_batch(tracked.run_id, metrics=metrics[start : start + _MAX_METRICS])
-        elif record.kind == "samples":
-            rows: list[Row] = record.body["rows"]
-            writer = TraceWriter(client, connect_tracing(self._uri), tracked.experiment_id, tracked.run_id)
-            writer.write(record.step, record.time_ms, rows)
-            self._write_table(record.step, table(tracked.run_id, record.step, rows))
+    def note_sent(self, file: str, lines: int) -> None:
+        """Remember, for a resume as well, that MLflow has so many lines of a file."""
+        _, tracked = self._opened()
+        self._tracked = replace(tracked, sent={**tracked.sent, file: lines})
+        self._tracked.write(self._directory)
 
-    def end(self, status: EndState, tags: dict[str, str]) -> None:
+    def send_metrics(self, step: int, time_ms: int, metrics: Mapping[str, float]) -> None:
+        """Log a row of numbers."""
+        from mlflow.entities import Metric
+
         client, tracked = self._opened()
-        for name, value in tags.items():
-            client.set_tag(tracked.run_id, name, value)
+        points = [Metric(metric_name(name), value, time_ms, step) for name, value in metrics.items()]
+        for start in range(0, len(points), _MAX_METRICS):
+            client.log_batch(tracked.run_id, metrics=points[start : start + _MAX_METRICS])
+
+    def send_rollouts(self, step: int, time_ms: int, chosen: Sequence[Chosen]) -> None:
+        """Log rollouts as traces and as a table of the step."""
+        client, tracked = self._opened()
+        writer = TraceWriter(client, connect_tracing(self._uri), tracked.experiment_id, tracked.run_id)
+        writer.write(step, time_ms, chosen)
+        self._write_table(step, table(tracked.run_id, step, chosen))
+
+    def end(self, status: EndState) -> None:
+        """Say how the run ended."""
+        client, tracked = self._opened()
         client.set_terminated(tracked.run_id, status)
+        self._tracked = replace(tracked, ended=status)
+        self._tracked.write(self._directory)
 
     def _go_on(self, client: MlflowClient, run_id: str) -> TrackedRun | None:
         from mlflow.exceptions import MlflowException
@@ -114,7 +129,9 @@ class MlflowRun:
         if info.lifecycle_stage != "active":
             return None
         client.update_run(run_id, status="RUNNING")
-        return TrackedRun(run_id, info.experiment_id, redact_text(self._uri))
+        known = TrackedRun.read(self._directory)
+        sent = known.sent if known is not None and known.run_id == run_id else {}
+        return TrackedRun(run_id, info.experiment_id, redact_text(self._uri), sent)
 
     def _write_table(self, step: int, columns: dict[str, list[Any]]) -> None:
         client, tracked = self._opened()
@@ -137,3 +154,16 @@ def is_refused(error: Exception) -> bool:
     if isinstance(error, TypeError | ValueError | LookupError) and not isinstance(error, OSError):
         return True  # requests' own errors are OSErrors, some of them ValueErrors too
     return getattr(error, "error_code", None) in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
+
+
+def metric_name(metric: str) -> str:
+    """Return a metric's name as MLflow takes it: a scenario's tag may hold anything.
+
+    MLflow refuses a whole batch for one name that is no relative path, is longer than 250 characters or holds
+    other characters than letters, digits, `_-./ :`. What is lost of a name is replaced by a checksum.
+    """
+    parts = [_NOT_IN_A_NAME.sub("_", part) for part in metric.split("/")]
+    name = "/".join(part if part.strip(".") else "_" for part in parts)
+    if name == metric and len(name) <= _MAX_NAME_CHARS:
+        return metric
+    return f"{name[: _MAX_NAME_CHARS - 9]}_{zlib.crc32(metric.encode()):08x}"

@@ -14,8 +14,8 @@ import pytest
 
 from benchmarks.report_page import chromium, chromium_path, open_report
 from perm_ray.cli.pages.run_data import read_run
-from perm_ray.cli.pages.sample_rows import SampleRow
 from perm_ray.cli.report import write_page
+from perm_ray.tracking.samples import RolloutRow
 from tests.support.fake_run import write_fake_run
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -55,7 +55,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def rows(run: Path) -> tuple[SampleRow, ...]:
+def rows(run: Path) -> tuple[RolloutRow, ...]:
     return read_run(run).rollouts
 
 
@@ -88,7 +88,7 @@ def listed(page: Page) -> list[str]:
     return page.locator("#rollout-list .option .line > span:first-child").all_inner_texts()
 
 
-def name(row: SampleRow) -> str:
+def name(row: RolloutRow) -> str:
     return f"step {row.step} · {row.scenario_id} #{row.index}"
 
 
@@ -173,15 +173,15 @@ def test_nothing_is_wider_than_the_screen(
 # ---- filters ----------------------------------------------------------------------------------
 
 
-def test_filters_find_the_right_rollouts(page: Page, rows: tuple[SampleRow, ...]) -> None:
-    def reception(row: SampleRow) -> float | None:
+def test_filters_find_the_right_rollouts(page: Page, rows: tuple[RolloutRow, ...]) -> None:
+    def reception(row: RolloutRow) -> float | None:
         return row.judgments["reception"].score
 
-    def texts(row: SampleRow) -> str:
+    def texts(row: RolloutRow) -> str:
         reasons = " ".join(judgment.reason for judgment in row.judgments.values())
-        return f"{row.messages[-1].content} {row.completion} {reasons} {row.masked_because}".lower()
+        return f"{row.prompt[-1].content} {row.completion} {reasons} {row.masked_because}".lower()
 
-    def rewarded(row: SampleRow, low: float, high: float) -> bool:
+    def rewarded(row: RolloutRow, low: float, high: float) -> bool:
         return row.reward is not None and low <= round(row.reward.value, 4) <= high
 
     cases = [
@@ -224,7 +224,7 @@ def test_filters_find_the_right_rollouts(page: Page, rows: tuple[SampleRow, ...]
     assert "No rollout fits" in page.locator("#rollout-detail").inner_text()
 
 
-def test_orders(page: Page, rows: tuple[SampleRow, ...]) -> None:
+def test_orders(page: Page, rows: tuple[RolloutRow, ...]) -> None:
     rewarded = [row for row in rows if row.reward is not None]
     worst = min(rewarded, key=lambda row: round(row.reward.value, 4) if row.reward else 0.0)
     page.locator("[data-preset=worst]").click()
@@ -237,7 +237,7 @@ def test_orders(page: Page, rows: tuple[SampleRow, ...]) -> None:
         last.click()
     assert "masked" in page.locator("#rollout-list .option").last.inner_text()
 
-    def apart(row: SampleRow) -> float:
+    def apart(row: RolloutRow) -> float:
         scores = [j.score for n, j in row.judgments.items() if n != "bystander" and j.score is not None]
         return round(max(scores) - min(scores), 3) if len(scores) > 1 else -1.0
 
@@ -249,7 +249,7 @@ def test_orders(page: Page, rows: tuple[SampleRow, ...]) -> None:
 # ---- reading ----------------------------------------------------------------------------------
 
 
-def test_the_detail_says_why(page: Page, rows: tuple[SampleRow, ...]) -> None:
+def test_the_detail_says_why(page: Page, rows: tuple[RolloutRow, ...]) -> None:
     row = next(row for row in rows if all(judgment.score is not None for judgment in row.judgments.values()))
     fill(page, text=row.judgments["expression"].reason)
     assert count(page) == 1

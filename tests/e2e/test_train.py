@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from perm_ray.config.engines import BUILTIN_MODEL
-from perm_ray.tracking.spool import Record, Spool
+from perm_ray.runs.directory import RunDirectory
+from perm_ray.tracking.mlflow_sender import is_behind
 from tests.support.tiny_model import write_tiny_model
 from tests.support.tiny_run import tiny_run
 
@@ -125,7 +126,7 @@ def test_mlflow_has_the_run(builtin_run: tuple[Path, str]) -> None:
     assert len(tracked.data.tags["data.digest"]) == 12
     names = {file.path for file in client.list_artifacts(run_id)}
     assert names >= {"config.yaml", "environment.json", "data.json", "samples"}
-    assert not (run / "mlflow_spool.jsonl").exists()
+    assert not is_behind(run)
 
 
 def test_rollouts_can_be_read_and_rated_in_mlflow(builtin_run: tuple[Path, str]) -> None:
@@ -165,10 +166,10 @@ def test_what_mlflow_missed_is_sent_when_a_finished_run_is_resumed(builtin_run: 
     from mlflow import MlflowClient
 
     run, _ = builtin_run
-    Spool(run).append(Record("metrics", 2, 1000, {"missed": 0.5}))
-    Spool(run).append(Record("end", 0, 1000, {"status": "FINISHED"}))
+    RunDirectory(run).append_metrics(2, {"missed": 0.5}, "heldout")
+    assert is_behind(run)
     assert "nothing to resume" in train("--resume", run)
-    assert not (run / "mlflow_spool.jsonl").exists()
+    assert not is_behind(run)
     run_id = json.loads((run / "mlflow_run.json").read_text())["run_id"]
     tracked = MlflowClient(f"sqlite:///{run}/mlflow.db").get_run(run_id)
     assert (tracked.info.status, tracked.data.metrics["missed"]) == ("FINISHED", 0.5)

@@ -17,7 +17,8 @@ import pytest
 
 from perm_ray.cli import benchmark, judge
 from perm_ray.cli.main import VERBS
-from perm_ray.config.load import CONFIGS, load_config
+from perm_ray.config import CONFIGS
+from perm_ray.config.load import load_config
 from perm_ray.evaluation.calibration.labels import read_labels
 from perm_ray.judges.session import build_perspectives
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perm_ray.cluster.session import authenticate
-from perm_ray.config.load import CONFIGS, load_config
+from perm_ray.config import CONFIGS
+from perm_ray.config.load import load_config
 from perm_ray.errors import DataError
 
 if TYPE_CHECKING:

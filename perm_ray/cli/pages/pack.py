@@ -14,9 +14,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from perm_ray.cli.pages.run_data import PerspectiveView, RunReport
-from perm_ray.cli.pages.sample_rows import SampleRow
-from perm_ray.data.prompts import build_messages, load_template
-from perm_ray.types import Judgment, Message, Scenario, Status, Turn
+from perm_ray.tracking.samples import RolloutRow
+from perm_ray.types import Judgment, Status
 
 ANALYSIS, RESPONSE = "\ue000", "\ue001"  # stand for the sections in a frame; private characters
 STATUSES = tuple(map(str, Status))
@@ -52,21 +51,6 @@ def put_together(frame: str, analysis: str | None, response: str | None) -> str:
     return frame.replace(ANALYSIS, analysis or "", 1).replace(RESPONSE, response or "", 1)
 
 
-def scenario_of(messages: Sequence[Message]) -> tuple[str, str, str] | None:
-    """Persona, situation and query of a prompt that `build_messages` made; None for another one."""
-    user = messages[-1].content if messages else ""
-    persona, found_situation, rest = user.removeprefix("Persona: ").partition("\nSituation: ")
-    situation, found_query, query = rest.partition("\nMessage: ")
-    if not (found_situation and found_query):
-        return None
-    scenario = Scenario("", persona, situation, (Turn("seeker", query),))
-    return (
-        (persona, situation, query)
-        if build_messages(scenario, load_template(None))[-1].content == user
-        else None
-    )
-
-
 class _Packer:
     """Collects columns; texts and scenarios are given numbers as they come."""
 
@@ -78,7 +62,7 @@ class _Packer:
         self._rows: dict[str, list[object]] = {}
         self._judgments: dict[str, dict[str, list[object]]] = {view.name: {} for view in perspectives}
 
-    def add(self, row: SampleRow, heldout: bool) -> None:
+    def add(self, row: RolloutRow, heldout: bool) -> None:
         reward = row.reward
         frame, framed = frame_of(row.completion, row.analysis, row.response)
         columns: dict[str, object] = {
@@ -125,18 +109,18 @@ class _Packer:
     def _text(self, text: str | None) -> int:
         return -1 if text is None else self._texts.setdefault(text, len(self._texts))
 
-    def _scenario(self, row: SampleRow) -> int:
-        key = (row.scenario_id, row.language, row.culture, row.messages)
+    def _scenario(self, row: RolloutRow) -> int:
+        key = (row.scenario_id, row.language, row.culture, row.prompt)
         if key not in self._scenarios:
             self._scenarios[key] = len(self._scenarios)
-            known = scenario_of(row.messages)
+            parts = (row.persona, row.scenario, row.query)
             self._scenario_rows.append(
                 {
                     "id": row.scenario_id,
                     "language": row.language,
                     "culture": row.culture,
-                    "parts": [self._text(part) for part in known] if known else None,
-                    "messages": [[each.role, self._text(each.content)] for each in row.messages],
+                    "parts": list(map(self._text, parts)) if row.query else None,
+                    "messages": [[each.role, self._text(each.content)] for each in row.prompt],
                 }
             )
         return self._scenarios[key]

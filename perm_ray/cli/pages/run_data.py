@@ -7,19 +7,20 @@ on, crashed or was made by another version lacks some of it: `notes` then says w
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from perm_ray.cli.pages.sample_rows import SampleRow, metrics_row, read_lines, sample_row
 from perm_ray.config.load import load_config
 from perm_ray.config.redact import redact_text
 from perm_ray.config.schema import Config
 from perm_ray.errors import DataError, UserError
 from perm_ray.judges.perspective import BUILTIN_PERSPECTIVES, load_perspective
 from perm_ray.runs.directory import RunDirectory
+from perm_ray.tracking.samples import RolloutRow, parse_row, read_lines
 from perm_ray.tracking.summary import duration, summarise
 
 UNFINISHED = "NOT FINISHED"  # there is no summary that says how it ended
@@ -71,8 +72,8 @@ class RunReport:
     spans: tuple[Span, ...]
     evaluation: Evaluation | None
     probes: tuple[Mapping[str, float], ...]
-    rollouts: tuple[SampleRow, ...]
-    heldout: Mapping[int, tuple[SampleRow, ...]]
+    rollouts: tuple[RolloutRow, ...]
+    heldout: Mapping[int, tuple[RolloutRow, ...]]
     perspectives: tuple[PerspectiveView, ...]
     notes: tuple[str, ...]
 
@@ -155,6 +156,17 @@ def _metrics(directory: RunDirectory, notes: list[str]) -> tuple[Mapping[str, fl
     return tuple(sorted(lines.rows, key=lambda row: row["step"]))
 
 
+def metrics_row(row: Mapping[str, Any]) -> dict[str, float]:
+    """Return a row of metrics: its `step` and every finite number but the time."""
+    numbers = {
+        name: float(value)
+        for name, value in row.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }
+    numbers.pop("time_ms", None)
+    return {**numbers, "step": int(row["step"])}
+
+
 def _summary(directory: RunDirectory, num_steps: int, notes: list[str]) -> Mapping[str, Any]:
     file = directory.summary_file
     if not file.is_file():
@@ -176,10 +188,10 @@ def _summary(directory: RunDirectory, num_steps: int, notes: list[str]) -> Mappi
     return summary
 
 
-def _samples(directory: RunDirectory, kind: str, notes: list[str]) -> tuple[SampleRow, ...]:
-    rows: list[SampleRow] = []
+def _samples(directory: RunDirectory, kind: str, notes: list[str]) -> tuple[RolloutRow, ...]:
+    rows: list[RolloutRow] = []
     for file in sorted(directory.samples.glob(f"{kind}_*.jsonl")):
-        lines = read_lines(file, sample_row)
+        lines = read_lines(file, parse_row)
         rows += lines.rows
         if lines.num_bad:
             notes.append(f"samples/{file.name} has {_lines(lines.num_bad)} that cannot be read: left out.")
@@ -188,8 +200,8 @@ def _samples(directory: RunDirectory, kind: str, notes: list[str]) -> tuple[Samp
     return tuple(rows)
 
 
-def _heldout(directory: RunDirectory, notes: list[str]) -> Mapping[int, tuple[SampleRow, ...]]:
-    by_step: dict[int, list[SampleRow]] = {}
+def _heldout(directory: RunDirectory, notes: list[str]) -> Mapping[int, tuple[RolloutRow, ...]]:
+    by_step: dict[int, list[RolloutRow]] = {}
     for row in _samples(directory, "heldout", notes):
         by_step.setdefault(row.step, []).append(row)
     return {step: tuple(rows) for step, rows in sorted(by_step.items())}
@@ -248,7 +260,7 @@ def _numbers(value: object) -> dict[str, float]:
 
 
 def _perspectives(
-    metrics: Sequence[Mapping[str, float]], rows: Sequence[SampleRow]
+    metrics: Sequence[Mapping[str, float]], rows: Sequence[RolloutRow]
 ) -> tuple[PerspectiveView, ...]:
     """Those that occur, in the registry's order; one it does not know takes its scale from its scores."""
     names = dict.fromkeys(name for row in rows for name in row.judgments)
@@ -260,7 +272,7 @@ def _perspectives(
     return tuple(_perspective(name, rows) for name in [*known, *(n for n in names if n not in known)])
 
 
-def _perspective(name: str, rows: Sequence[SampleRow]) -> PerspectiveView:
+def _perspective(name: str, rows: Sequence[RolloutRow]) -> PerspectiveView:
     if name in BUILTIN_PERSPECTIVES:
         known = load_perspective(name)
         return PerspectiveView(name, known.scale.low, known.scale.high, known.reads, known.kind)

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from perm_ray.config.load import CONFIGS, load_config
+from perm_ray.config import CONFIGS
+from perm_ray.config.load import load_config
 from tests.support.fakes import write_fake_model
 
-HEAVY = ("torch", "vllm", "deepspeed", "transformers", "mlflow")
+HEAVY = ("torch", "vllm", "deepspeed", "mlflow")
 SCENARIO = {"persona": "Noor, 75", "scenario": "Her garden is in flower.", "dialogue": ["Look at it!"]}
 FAKE = ("policy.model=model", "judges.engines.shared.model=model", "prompt.max_tokens=2048")
 FITS = ("rollout.engine.max_model_len=4096", "run.dir=runs", "run.name=mine")
@@ -46,7 +47,7 @@ MISTAKES = {
         ("--config", "bad.yaml"), ("bad.yaml is not valid YAML", "line 2")
     ),
     "a perspective nobody knows": Mistake(
-        ("--config", "pools.yaml"), ("no perspective 'resonance'", "did you mean 'resonation'")
+        ("--config", "pools.yaml"), ("no built-in perspective 'resonance'", "did you mean 'resonation'")
     ),
     "a perspective nobody knows, as an override": Mistake(
         ("judges.pools.resonance.retries=2",), ("did you mean judges.pools.resonation",)

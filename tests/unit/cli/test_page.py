@@ -15,10 +15,9 @@ import pytest
 
 from perm_ray.cli import report as verb
 from perm_ray.cli.main import main
-from perm_ray.cli.pages.pack import ANALYSIS, RESPONSE, frame_of, put_together, scenario_of
+from perm_ray.cli.pages.pack import ANALYSIS, RESPONSE, frame_of, put_together
 from perm_ray.cli.pages.page import number, report_page, signed
 from perm_ray.cli.pages.run_data import read_run
-from perm_ray.types import Message
 from tests.support.fake_run import write_fake_run
 
 ATTACKS = (
@@ -152,7 +151,7 @@ def test_every_rollout_can_be_put_together_again(page: Page, run: Path) -> None:
         scenario = data["scenarios"][rows["scenario"][i]]
         assert scenario["id"] == row.scenario_id
         persona, situation, query = (data["texts"][part] for part in scenario["parts"])
-        assert row.messages[-1].content == f"Persona: {persona}\nSituation: {situation}\nMessage: {query}"
+        assert row.prompt[-1].content == f"Persona: {persona}\nSituation: {situation}\nMessage: {query}"
         assert rows["reward"][i] == (
             None if row.reward is None else pytest.approx(row.reward.value, abs=1e-4)
         )
@@ -185,13 +184,6 @@ def test_a_frame_is_the_completion_or_leads_back_to_it(
     frame, framed = frame_of(completion, analysis, response)
     assert (put_together(frame, analysis, response) if framed else frame) == completion
     assert framed == (frame != completion)
-
-
-def test_a_prompt_that_is_not_ours_is_shown_as_it_is() -> None:
-    assert scenario_of([Message("user", "Hello")]) is None
-    assert scenario_of([]) is None
-    ours = "Persona: a\nb\nSituation: c\nMessage: d\ne"
-    assert scenario_of([Message("user", ours)]) == ("a\nb", "c", "d\ne")
 
 
 def test_numbers_are_written_for_people() -> None:

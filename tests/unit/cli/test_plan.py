@@ -15,7 +15,8 @@ from perm_ray.cli.plan import run
 from perm_ray.cluster.planning.memory import GB, rank_memory
 from perm_ray.cluster.planning.plan import Machine, Plan, make_plan, plan_lines, term_sizes
 from perm_ray.cluster.planning.shapes import PUBLISHED
-from perm_ray.config.load import CONFIGS, load_config
+from perm_ray.config import CONFIGS
+from perm_ray.config.load import load_config
 from perm_ray.errors import ConfigError, UserError
 
 ON_GPUS = ("qwen2.5-7b.yaml", "qwen2.5-32b-two-nodes.yaml")

@@ -12,8 +12,9 @@ import pytest
 from perm_ray.cluster.planning.layout import Seat, check_engine, seat
 from perm_ray.cluster.planning.shapes import PUBLISHED, ModelShape, model_shape, read_shape
 from perm_ray.cluster.planning.time import step_time, trained_tokens
+from perm_ray.config import CONFIGS
 from perm_ray.config.engines import BUILTIN_MODEL, EngineConfig
-from perm_ray.config.load import CONFIGS, load_config
+from perm_ray.config.load import load_config
 from perm_ray.errors import ConfigError, ModelError
 from perm_ray.models.resolve import cache_dir
 from perm_ray.trainer.batching import plan_step, tokens_of

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import time
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -17,7 +19,6 @@ from perm_ray.files import write_json_atomic, write_text_atomic
 from perm_ray.runs.directory import BestPolicy, RunDirectory, run_path
 from perm_ray.tracking.ambiguous import AmbiguityRule
 from perm_ray.tracking.mlflow_client import TrackedRun
-from perm_ray.tracking.spool import Record, Spool
 from perm_ray.types import (
     Message,
     Prompt,
@@ -55,7 +56,9 @@ def test_a_new_run(tmp_path: Path) -> None:
     assert run.name == "night"
     assert run.config_file.read_text() == "run: {}\n"
     lines = run.metrics_file.read_text().splitlines()
-    assert json.loads(lines[0]) == {"step": 1, "reward/mean": 0.5, "loss": None, "gnorm": 1.5}
+    first = json.loads(lines[0])
+    assert abs(first.pop("time_ms") / 1000 - time.time()) < 60
+    assert first == {"step": 1, "reward/mean": 0.5, "loss": None, "gnorm": 1.5}
     assert run.read_metrics() == [
         {"step": 1, "reward/mean": 0.5, "gnorm": 1.5},
         {"step": 2, "reward/mean": 0.75},
@@ -125,7 +128,7 @@ def test_resume_before_the_first_metrics(tmp_path: Path) -> None:
 def test_a_bad_line_is_named(tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path / "night", "")
     run.metrics_file.write_text('{"step": 1}\nnonsense\n')
-    with pytest.raises(DataError, match=r"metrics.jsonl line 2 is not a JSON object"):
+    with pytest.raises(DataError, match=r"metrics.jsonl line 2 is not a JSON object with a step"):
         run.read_metrics()
 
 
@@ -142,15 +145,15 @@ def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path: Path) -> None:
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["folder", "summary.json"]
 
 
-def test_what_mlflow_is_owed_belongs_to_one_run(tmp_path: Path) -> None:
+def test_how_far_mlflow_is_belongs_to_one_run_and_goes_back_with_it(tmp_path: Path) -> None:
     path = tmp_path / "night"
     RunDirectory.create(path, "run: {}\n")
-    TrackedRun("7", "1", "http://host").write(path)
     for step in (1, 2, 3):
-        Spool(path).append(Record("metrics", step, 1000, {"loss": 0.5}))
+        RunDirectory(path).append_metrics(step, {"loss": 0.5})
+    tracked = TrackedRun("7", "1", "http://host", {"metrics.jsonl": 3}, "KILLED")
+    tracked.write(path)
     RunDirectory.resume(path, "run: {}\n", 2)
-    assert TrackedRun.read(path) == TrackedRun("7", "1", "http://host")
-    assert len(Spool(path)) == 2
+    assert TrackedRun.read(path) == replace(tracked, sent={"metrics.jsonl": 2}, ended="")
     (path / "metrics.jsonl").unlink()  # one that got nowhere: another may be begun here
     RunDirectory.create(path, "run: {}\n")
-    assert (TrackedRun.read(path), len(Spool(path))) == (None, 0)
+    assert TrackedRun.read(path) is None

@@ -104,11 +104,12 @@ import time
 from pathlib import Path
 from perm_ray.config.load import load_config
 from tests.support.fakes import fake_completion, fake_group, fake_rollout
-from perm_ray.tracking.mlflow_tracker import open_tracker
+from tests.support.tracked import TrackedSession
 
 folder = Path(sys.argv[1])
 config = load_config(folder / "config.yaml")
-tracker = open_tracker(config, "night", folder, None, {"data": "1"})
+tracker = TrackedSession(config, folder)
+tracker.start(None, {"data": "1"})
 said = "see https://me:hunter2@host/a?api_key=hunter2"
 rollout = fake_rollout(fake_completion("one", 0, said), {"resonation": 3.0}, 0.5, said)
 for _ in range(1000):  # a busy machine may take longer to import MLflow than `finish` waits
@@ -116,7 +117,7 @@ for _ in range(1000):  # a busy machine may take longer to import MLflow than `f
         break
     time.sleep(0.1)
 tracker.metrics(1, {"reward/mean": 0.5})
-tracker.rollouts(1, [fake_group("one", [rollout])])
+tracker.rollouts(10, [fake_group("one", [rollout])])
 tracker.finish("FINISHED")
 """
 
@@ -136,9 +137,10 @@ def test_planted_secrets_are_nowhere_in_what_mlflow_stored(tmp_path: Path) -> No
         "PERM_RAY_DASHBOARD_URL": f"http://me:{SECRET}@head:8265",
     }
     subprocess.run([sys.executable, "-c", _TRACK, str(tmp_path)], check=True, timeout=120, env=environment)
-    stored = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "config.yaml"]
+    own = {tmp_path / "config.yaml", tmp_path / "samples" / "step_000010.jsonl"}  # of the run directory
+    stored = [path for path in tmp_path.rglob("*") if path.is_file() and path not in own]
     stored += list(tmp_path.glob("mlartifacts/**/config.yaml"))
-    assert {"mlflow.db", "data.json", "step_000001.json", "environment.json"} <= {p.name for p in stored}
+    assert {"mlflow.db", "data.json", "step_000010.json", "environment.json"} <= {p.name for p in stored}
     assert [path for path in stored if SECRET.encode() in path.read_bytes()] == []
     assert b"job-7" in (tmp_path / "mlflow.db").read_bytes()
 

@@ -15,10 +15,10 @@ from perm_ray.errors import DataError, RunError
 from perm_ray.evaluation.calibration.labels import read_labels
 from perm_ray.tracking.feedback import find_run, pull_feedback
 from perm_ray.tracking.mlflow_client import TrackedRun, connect, connect_tracing
-from perm_ray.tracking.mlflow_tracker import MlflowTracker
 from perm_ray.types import Scale, Sections
 from tests.support.fakes import fake_completion, fake_group, fake_rollout
 from tests.support.mlflow_server import write_mlflow_database
+from tests.support.tracked import TrackedSession
 
 SCORES: dict[str, float | None] = {"resonation": 3.0, "reception": 4.5}
 
@@ -30,8 +30,8 @@ def tracked(tmp_path: Path) -> tuple[Path, TrackedRun]:
     (tmp_path / "config.yaml").write_text(dump_config(Config()))
     rollouts = [fake_rollout(fake_completion("one", index), SCORES, index / 4) for index in range(3)]
     rollouts[2] = replace(rollouts[2], sections=Sections("She is proud.", None))
-    tracker = MlflowTracker(Config().tracking, "night", tmp_path)
-    tracker.start(Config(), None, {})
+    tracker = TrackedSession(Config(), tmp_path)
+    tracker.start(None, {})
     tracker.rollouts(10, [fake_group("one", rollouts)])
     tracker.finish("FINISHED")
     run = TrackedRun.read(tmp_path)

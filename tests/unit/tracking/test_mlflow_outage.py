@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from perm_ray.config.schema import Config, TrackingConfig
+from perm_ray.runs.directory import RunDirectory
 from perm_ray.tracking.mlflow_client import TrackedRun, connect
-from perm_ray.tracking.mlflow_tracker import MlflowTracker
-from perm_ray.tracking.spool import SPOOL_NAME, Spool
+from perm_ray.tracking.mlflow_sender import is_behind
 from perm_ray.types import RolloutGroup
 from tests.support.fakes import fake_completion, fake_group, fake_rollout
 from tests.support.mlflow_server import MlflowServer
+from tests.support.tracked import TrackedSession
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +45,9 @@ def test_all_steps_arrive_after_an_outage_and_one_warning_says_so(
     server: MlflowServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = Config(tracking=TrackingConfig(mlflow_uri=server.uri))
-    tracker = MlflowTracker(config.tracking, "night", tmp_path)
+    tracker = TrackedSession(config, tmp_path)
     server.start()
-    tracker.start(config, None, {"data": "1"})
+    tracker.start(None, {"data": "1"})
     tracker.metrics(1, {"reward/mean": 0.1})
     wait_until(lambda: tracker.run_id is not None, 60)
     client = connect(server.uri)
@@ -58,13 +59,12 @@ def test_all_steps_arrive_after_an_outage_and_one_warning_says_so(
         began_s = time.monotonic()
         for step in range(2, 8):
             tracker.metrics(step, {"reward/mean": step / 10})
-        tracker.rollouts(7, groups())
+        tracker.rollouts(10, groups())
         assert time.monotonic() - began_s < 0.2
-        wait_until(lambda: len(Spool(tmp_path)) == 7, 20)
         wait_until(lambda: caplog.records, 20)
         server.start()
         tracker.metrics(8, {"reward/mean": 0.8})
-        wait_until(lambda: not (tmp_path / SPOOL_NAME).exists(), 40)
+        wait_until(lambda: len(client.get_metric_history(run_id, "reward/mean")) == 8, 40)
         tracker.metrics(9, {"reward/mean": 0.9})
         tracker.finish("FINISHED")
     (record,) = caplog.records
@@ -88,8 +88,8 @@ def test_a_run_that_ends_in_an_outage_is_completed_when_it_is_resumed(
 ) -> None:
     config = Config(tracking=TrackingConfig(mlflow_uri=server.uri))
     server.start()
-    first = MlflowTracker(config.tracking, "night", tmp_path)
-    first.start(config, None, {"data": "1"})
+    first = TrackedSession(config, tmp_path)
+    first.start(None, {"data": "1"})
     first.metrics(1, {"reward/mean": 0.1})
     wait_until(lambda: first.run_id is not None, 60)
     client = connect(server.uri)
@@ -98,15 +98,15 @@ def test_a_run_that_ends_in_an_outage_is_completed_when_it_is_resumed(
     for step in (2, 3):
         first.metrics(step, {"reward/mean": step / 10})
     first.finish("KILLED")
-    assert len(Spool(tmp_path)) == 3
+    assert is_behind(tmp_path)
 
     server.start()
     assert client.get_run(str(first.run_id)).info.status == "RUNNING"
-    Spool(tmp_path).keep_until(2)  # as the run directory does: the checkpoint was of step 2
+    RunDirectory.resume(tmp_path, "", step=2)  # the checkpoint was of step 2
     tracked = TrackedRun.read(tmp_path)
     assert tracked is not None
-    second = MlflowTracker(config.tracking, "night", tmp_path)
-    second.start(config, tracked.run_id, {"data": "1"})
+    second = TrackedSession(config, tmp_path)
+    second.start(tracked.run_id, {"data": "1"})
     second.metrics(3, {"reward/mean": 0.31})
     second.finish("FINISHED")
     run = client.get_run(str(first.run_id))

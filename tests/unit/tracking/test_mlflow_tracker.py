@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from perm_ray.config.schema import Config, SamplesConfig, TrackingConfig
+from perm_ray.config.schema import Config, TrackingConfig
 from perm_ray.tracking.environment import run_params
 from perm_ray.tracking.mlflow_client import TrackedRun, connect, open_experiment, tracking_uri
-from perm_ray.tracking.mlflow_tracker import MlflowTracker, open_tracker
-from perm_ray.tracking.spool import Record, Spool
+from perm_ray.tracking.mlflow_run import metric_name
+from perm_ray.tracking.mlflow_sender import MlflowSender, is_behind, open_tracker
 from perm_ray.types import RolloutGroup
 from tests.support.fakes import fake_completion, fake_group, fake_rollout
 from tests.support.mlflow_server import write_mlflow_database
+from tests.support.tracked import TrackedSession
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -39,9 +40,9 @@ def groups(reward: float, text: str | None = None) -> list[RolloutGroup]:
     return [fake_group("one", rollouts)]
 
 
-def start(directory: Path, config: Config, resume_id: str | None = None) -> MlflowTracker:
-    tracker = MlflowTracker(config.tracking, "night", directory)
-    tracker.start(config, resume_id, CONTENTS)
+def start(directory: Path, config: Config, resume_id: str | None = None) -> TrackedSession:
+    tracker = TrackedSession(config, directory)
+    tracker.start(resume_id, CONTENTS)
     return tracker
 
 
@@ -99,7 +100,7 @@ def test_a_run_its_resume_and_its_end_states(directory: Path, caplog: pytest.Log
     history = client.get_metric_history(run_id, "reward/mean")
     assert sorted((point.step, point.value) for point in history) == [(1, 0.1), (2, 0.2), (3, 0.3)]
     assert caplog.records == []
-    assert not Spool(directory).path.exists()
+    assert not is_behind(directory)
 
 
 def test_a_run_that_is_gone_is_begun_anew(directory: Path) -> None:
@@ -116,18 +117,20 @@ def test_a_run_that_is_gone_is_begun_anew(directory: Path) -> None:
         assert run.data.metrics == {"reward/mean": 0.5}
 
 
-def test_what_mlflow_refuses_is_in_nobodys_way(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_name_of_a_metric_is_in_the_way_of_others(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tags = {"no[such]name": 1.0, "slice/culture/../reward": 1.0, f"slice/culture/{'x' * 300}/reward": 1.0}
     tracker = start(directory, Config())
-    tracker.metrics(1, {"no[such]name": 1.0})
+    tracker.metrics(1, tags | {"slice/culture/./reward": 1.0})
     tracker.metrics(2, {"reward/mean": 0.2})
     tracker.metrics(3, {f"slice/{number}": 1.0 for number in range(2500)})  # more than one request holds
     tracker.finish("FINISHED")
     run = client_of(directory).get_run(tracked_id(directory))
     assert run.info.status == "FINISHED"
-    assert len(run.data.metrics) == 2501
-    (record,) = caplog.records
-    assert "did not take 1 records (" in record.getMessage()
-    assert "no[such]name" in record.getMessage()
+    assert len(run.data.metrics) == 2505
+    assert {metric_name(name) for name in tags} <= run.data.metrics.keys()
+    assert caplog.records == []
 
 
 # ---- rollouts -------------------------------------------------------------------------------
@@ -216,20 +219,6 @@ def test_rollouts_are_in_a_table_once_also_when_a_step_is_run_again(directory: P
     assert [len(trace.info.assessments) for trace in found] == [2] * 5
 
 
-def test_too_many_samples_are_dropped_and_counted(tmp_path: Path) -> None:
-    tracker = MlflowTracker(TrackingConfig(samples=SamplesConfig(count=1)), "night", tmp_path)
-    began_s = time.monotonic()
-    for step in range(1, 11):  # nobody takes them yet
-        tracker.rollouts(step, groups(0.5))
-    assert time.monotonic() - began_s < 0.5
-    write_mlflow_database(tmp_path / "mlflow.db")
-    tracker.start(Config(), None, CONTENTS)
-    tracker.finish("FINISHED")
-    assert [trace.info.tags["step"] for trace in traces(tmp_path)] == ["1", "2", "3", "4"]
-    tags = client_of(tmp_path).get_run(tracked_id(tmp_path)).data.tags
-    assert tags["samples.dropped"] == "6"
-
-
 # ---- no server ------------------------------------------------------------------------------
 
 
@@ -238,16 +227,16 @@ def test_an_outage_costs_one_warning_and_no_record(tmp_path: Path, caplog: pytes
     began_s = time.monotonic()
     for step in range(1, 4):
         tracker.metrics(step, {"reward/mean": 0.1})
-    tracker.rollouts(3, groups(0.5))
+    tracker.rollouts(10, groups(0.5))
     assert (tracker.run_id, time.monotonic() - began_s < 0.2) == (None, True)
     with caplog.at_level(logging.WARNING):
         tracker.finish("FINISHED")
     assert time.monotonic() - began_s < 20
     (record,) = caplog.records
     message = record.getMessage()
-    assert "did not take 5 records, the end state among them" in message
+    assert "did not take 4 records, the end state among them" in message
     assert f"perm-ray train --resume {tmp_path}" in message
-    assert "hunter2" not in message + (tmp_path / "mlflow_spool.jsonl").read_text()
+    assert "hunter2" not in message
 
     # As when the finished run is resumed, with the server there.
     write_mlflow_database(tmp_path / "mlflow.db")
@@ -257,7 +246,7 @@ def test_an_outage_costs_one_warning_and_no_record(tmp_path: Path, caplog: pytes
     assert (run.info.status, run.data.metrics) == ("FINISHED", {"reward/mean": 0.1})
     assert len(client_of(tmp_path).get_metric_history(run.info.run_id, "reward/mean")) == 3
     assert len(traces(tmp_path)) == 2
-    assert not (tmp_path / "mlflow_spool.jsonl").exists()
+    assert not is_behind(tmp_path)
 
 
 def test_a_server_that_takes_connections_and_says_nothing(
@@ -272,23 +261,11 @@ def test_a_server_that_takes_connections_and_says_nothing(
         tracker.finish("FAILED")
         assert time.monotonic() - began_s < 14
     assert len(caplog.records) == 1
-    rows = [json.loads(line) for line in (tmp_path / "mlflow_spool.jsonl").read_text().splitlines()]
-    assert {(row["kind"], row["step"]) for row in rows} == {("metrics", 1), ("end", 0)}
-
-
-def test_a_queue_that_nobody_empties_has_a_bound(tmp_path: Path) -> None:
-    tracker = MlflowTracker(AWAY, "night", tmp_path)
-    for step in range(1, 1004):
-        tracker.metrics(step, {"reward/mean": 0.1})
-    spool = Spool(tmp_path)
-    assert [len(spool), spool.first()] == [3, Spool(tmp_path).first()]
-    first = spool.first()
-    assert first is not None
-    assert first.step == 1001
+    assert is_behind(tmp_path)
 
 
 def test_finish_without_start(tmp_path: Path) -> None:
-    tracker = MlflowTracker(TrackingConfig(), "night", tmp_path)
+    tracker = MlflowSender(TrackingConfig(), "night", tmp_path)
     assert tracker.run_id is None
     tracker.finish("FAILED")
     assert list(tmp_path.iterdir()) == []
@@ -307,12 +284,3 @@ def test_where_runs_go(tmp_path: Path) -> None:
     assert tracking_uri(TrackingConfig(mlflow_uri="http://host:5000"), tmp_path) == "http://host:5000"
     masked = TrackingConfig(mlflow_uri="https://<redacted>@host")  # as a run's own config.yaml has it
     assert tracking_uri(masked, tmp_path) == "https://host"
-
-
-def test_an_end_of_an_earlier_session_does_not_end_this_one(directory: Path) -> None:
-    Spool(directory).append(Record("end", 0, 1, {"status": "KILLED"}))
-    tracker = start(directory, Config())
-    tracker.metrics(1, {"reward/mean": 0.1})
-    tracker.finish("FAILED")
-    assert client_of(directory).get_run(tracked_id(directory)).info.status == "FAILED"
-    assert not (directory / "mlflow_spool.jsonl").exists()

@@ -11,7 +11,7 @@ import pytest
 
 from perm_ray.config.schema import Config, TrackingConfig
 from perm_ray.tracking.mlflow_client import TrackedRun, connect
-from perm_ray.tracking.mlflow_tracker import MlflowTracker
+from perm_ray.tracking.mlflow_sender import MlflowSender
 from perm_ray.tracking.model_registry import Candidate, Registered, measure_of, register_policy
 from perm_ray.types import Message
 from tests.support.mlflow_server import write_mlflow_database
@@ -34,7 +34,7 @@ def candidate(policy: Path, reward: float | None, measure: str = "m1") -> Candid
 def directory(tmp_path: Path) -> Path:
     """The directory of a run that is finished and tracked in its own database."""
     write_mlflow_database(tmp_path / "mlflow.db")
-    tracker = MlflowTracker(CONFIG.tracking, "night", tmp_path)
+    tracker = MlflowSender(CONFIG.tracking, "night", tmp_path)
     tracker.start(CONFIG, None, CONTENTS)
     tracker.finish("FINISHED")
     return tmp_path

@@ -11,7 +11,7 @@ from perm_ray.config.judges import AmbiguityConfig
 from perm_ray.judges.perspective import BUILTIN_PERSPECTIVES, load_perspective
 from perm_ray.tracking.ambiguous import AmbiguityRule
 from perm_ray.tracking.rollout_metrics import rollout_metrics
-from perm_ray.tracking.samples import sample_rows
+from perm_ray.tracking.samples import parse_row, plain_row, sample_rows
 from perm_ray.types import (
     Completion,
     FinishReason,
@@ -135,7 +135,7 @@ def test_a_mean_over_nothing_is_absent() -> None:
 
 
 def test_sample_rows() -> None:
-    rows = sample_rows(7, example(), RULE)
+    rows = [plain_row(row) for row in sample_rows(7, example(), RULE)]
     assert [(row["index"], row["advantage"], row["masked"]) for row in rows] == [
         (0, 1.0, False),
         (1, -1.0, False),
@@ -143,8 +143,9 @@ def test_sample_rows() -> None:
     ]
     first, second, third = (json.loads(json.dumps(row, ensure_ascii=False)) for row in rows)
     assert first["prompt"][1] == {"role": "user", "content": "It’s gone."}
-    assert first["reward"] == {"value": 0.5, "empathy": 0.8, "bystander": -0.2, "length": -0.1}
+    assert first["reward"] == {"value": 0.5, "empathy": 0.8, "bystander": -0.2, "length": -0.1, "parts": {}}
     assert first["judgments"]["resonation"] == {
+        "perspective": "resonation",
         "score": 4.0,
         "sampled": None,
         "mass": 0.9,
@@ -164,6 +165,7 @@ def test_sample_rows() -> None:
     assert (second["response"], second["finish_reason"]) == (None, "length")
     assert (third["reward"], third["masked_because"]) == (None, "resonation failed")
     assert first["ambiguous"] == []
+    assert [parse_row(row) for row in (first, second, third)] == sample_rows(7, example(), RULE)
 
 
 def test_a_steps_cost_of_judging() -> None:

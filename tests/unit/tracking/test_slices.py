@@ -76,6 +76,6 @@ def test_the_list_has_the_most_ambiguous_first_and_an_end() -> None:
     rollouts = [rollout("a", 0.0, resonation=high, expression=1.0) for high in (2.0, 5.0, 3.5, 4.0)]
     rule = replace(RULE, config=AmbiguityConfig(list_size=2))
     rows = ambiguous_rows(3, [group("a", "de", None, *rollouts)], rule)
-    assert [row["judgments"]["resonation"]["score"] for row in rows] == [5.0, 4.0]  # type: ignore[index]
-    assert rows[0]["ambiguous"] == ["the perspectives disagree: expression 1.0, resonation 5.0"]
-    assert rows[0]["language"] == "de"
+    assert [row.judgments["resonation"].score for row in rows] == [5.0, 4.0]
+    assert rows[0].ambiguous == ("the perspectives disagree: expression 1.0, resonation 5.0",)
+    assert rows[0].language == "de"
