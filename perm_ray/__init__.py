@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from perm_ray.config.load import load_config as load_config
-    from perm_ray.judges.judges import Judges as Judges
     from perm_ray.judges.perspective import Perspective as Perspective
     from perm_ray.judges.perspective import load_perspective as load_perspective
+    from perm_ray.judges.startup import Judges as Judges
     from perm_ray.runs.start import train as train
     from perm_ray.types import Judgment as Judgment
     from perm_ray.types import Reward as Reward
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "load_config": "perm_ray.config.load",
-    "Judges": "perm_ray.judges.judges",
+    "Judges": "perm_ray.judges.startup",
     "train": "perm_ray.runs.start",
     "Perspective": "perm_ray.judges.perspective",
     "load_perspective": "perm_ray.judges.perspective",

@@ -20,10 +20,10 @@ from perm_ray.evaluation.probes.probe_report import ProbeWatch
 from perm_ray.evaluation.probes.probe_set import load_probes
 from perm_ray.experience import Collector, Experience
 from perm_ray.judges.accounting import FailureLimit
-from perm_ray.judges.judges import (
+from perm_ray.judges.panel import JudgePanel, OwnJudge
+from perm_ray.judges.startup import (
     start_judges,
 )
-from perm_ray.judges.panel import JudgePanel, OwnJudge
 from perm_ray.rollout.pool import RolloutPool
 from perm_ray.runs.checkpoint import Checkpoints
 from perm_ray.runs.directory import DirectorySink, RunDirectory

@@ -16,12 +16,12 @@ from perm_ray.errors import ConfigError
 from perm_ray.experience import RewardFunction
 from perm_ray.files import fingerprint
 from perm_ray.judges.judge import Judge
-from perm_ray.judges.judges import (
+from perm_ray.judges.perspective import Perspective
+from perm_ray.judges.startup import (
     build_perspectives,
     check_judge_prompts,
     resolve_judges,
 )
-from perm_ray.judges.perspective import Perspective
 from perm_ray.models.chat import ChatRenderer
 from perm_ray.models.resolve import check_context, resolve_model
 from perm_ray.rewards.reward import check_perspectives

@@ -24,7 +24,7 @@ from perm_ray.errors import ConfigError, Interrupted, JudgeFailureRateError
 from perm_ray.experience import RewardFunction
 from perm_ray.files import write_text_atomic
 from perm_ray.judges.judge import Judge
-from perm_ray.judges.judges import Judges
+from perm_ray.judges.startup import Judges
 from perm_ray.loop import run_steps
 from perm_ray.runs.checkpoint import Checkpoints, checkpoint_of
 from perm_ray.runs.directory import RunDirectory, run_path

@@ -20,10 +20,10 @@ from perm_ray.config.training import LoraConfig, SyncConfig, TrainerConfig
 from perm_ray.data.prompts import build_prompts, load_template, split_sections
 from perm_ray.data.scenarios import load_scenarios
 from perm_ray.judges.asking import ScoreQuery
-from perm_ray.judges.judges import build_perspectives, start_judges
 from perm_ray.judges.panel import JudgePanel, PanelReport
 from perm_ray.judges.perspective import BUILTIN_PERSPECTIVES
 from perm_ray.judges.pool import JudgePool, engine_actor_name
+from perm_ray.judges.startup import build_perspectives, start_judges
 from perm_ray.models.chat import ChatRenderer
 from perm_ray.rollout.pool import RolloutPool
 from perm_ray.runs.weight_sync import WeightSync

@@ -23,8 +23,8 @@ from perm_ray.cli.main import VERBS
 from perm_ray.config import CONFIGS
 from perm_ray.config.load import load_config
 from perm_ray.evaluation.calibration.labels import read_labels
-from perm_ray.judges.judges import build_perspectives
 from perm_ray.judges.perspective import load_perspective
+from perm_ray.judges.startup import build_perspectives
 from perm_ray.types import Scale
 
 ROOT = Path(__file__).resolve().parents[2]
