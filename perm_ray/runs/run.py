@@ -215,7 +215,7 @@ def _start(
     seed, deterministic = config.run.seed, config.run.deterministic
     sampling = places.of(ROLLOUT, config.rollout.engine.replicas)
     rollouts = RolloutPool(config.rollout, models.policy, seed, deterministic, sampling)
-    judges = start_judges(config.judges, plan.perspectives, models.judges, seed, deterministic, places)
+    judges = start_judges(config, plan.perspectives, models.judges, seed, deterministic, places)
     training = places.of(TRAINER, config.trainer.num_ranks)
     temperature = config.rollout.temperature
     trainer = TrainerGroup(config.trainer, models.policy, seed, config.run.steps, training, temperature)

@@ -67,7 +67,7 @@ def plan_run(config: Config) -> RunPlan:
         train=train,
         heldout=heldout[: config.evaluation.num_scenarios],
         perspectives=perspectives,
-        score_maps=score_maps_for(config.rewards.score_map, config.judges, perspectives, languages),
+        score_maps=score_maps_for(config, perspectives, languages),
         template=load_template(config.prompt.template),
     )
     plan.new_sampler()  # refuses more prompts a step than there are scenarios
@@ -99,11 +99,9 @@ def prepare_models(plan: RunPlan) -> Models:
     config = plan.config
     policy = resolve_model(config.policy.model)
     check_context(policy, config.rollout.engine.max_model_len, "rollout.engine.max_model_len")
-    judges = resolve_judges(config.judges)
+    judges = resolve_judges(config)
     scenarios = (*plan.train, *plan.heldout)
-    check_judge_prompts(
-        config.judges, plan.perspectives, judges, scenarios, config.rollout.max_completion_tokens
-    )
+    check_judge_prompts(config, plan.perspectives, judges, scenarios, config.rollout.max_completion_tokens)
     renderer = ChatRenderer(policy)
 
     def prompts(scenarios: Sequence[Scenario]) -> Sequence[Prompt]:
