@@ -1,5 +1,5 @@
 # The commands of the README. `make train` and `make test` set up .venv on first use and reuse it after.
-.PHONY: help setup train test lint lock clean
+.PHONY: help setup train check test lint lock clean
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -12,7 +12,8 @@ LOCK_TORCH ?= --extra-index-url $(TORCH_INDEX) --index-strategy unsafe-best-matc
 
 help:
 	@echo "make train   train the built-in model on this machine (8 steps, under 10 minutes)"
-	@echo "make test    run all tests        make lint   ruff and pyright"
+	@echo "make test    run all tests        make check  lint and unit tests"
+	@echo "make lint    ruff and pyright"
 	@echo "make setup   make .venv           make lock   resolve requirements/cpu.lock anew"
 
 setup: $(VENV)/.ready
@@ -34,6 +35,9 @@ $(VENV)/.ready: requirements/cpu.lock pyproject.toml
 
 train: setup
 	@$(BIN)/perm-ray train $(ARGS)
+
+check: lint
+	@$(BIN)/python -m pytest tests/unit $(ARGS)
 
 test: setup
 	@$(BIN)/python -m pytest $(ARGS)

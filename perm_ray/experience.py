@@ -18,7 +18,7 @@ from perm_ray.data.prompts import split_sections
 from perm_ray.data.sampler import ScenarioSampler
 from perm_ray.errors import NotFiniteError, RunError
 from perm_ray.judges.judge import ItemKey
-from perm_ray.judges.panel import JudgePanel
+from perm_ray.judges.panel import JudgePanel, OwnJudge
 from perm_ray.judges.perspective import Perspective
 from perm_ray.judges.pool_load import load_metrics
 from perm_ray.rewards.advantages import advantages_of
@@ -28,9 +28,11 @@ from perm_ray.rollout.pool import RolloutPool
 from perm_ray.tracking.rollout_metrics import rollout_metrics
 from perm_ray.tracking.slices import slice_metrics
 from perm_ray.trainer.batching import TrainSequence
-from perm_ray.types import Completion, Judgment, Prompt, Rollout, RolloutGroup, Sections
+from perm_ray.types import Completion, Judgment, Prompt, Reward, Rollout, RolloutGroup, Sections
 
 Report = Callable[[str, int, int], None]
+# A reward of the user's: from a completion's judgments to a number, or None to mask the rollout.
+RewardFunction = Callable[[Mapping[str, Judgment]], float | None]
 Draw = Callable[[int], Sequence[Prompt]]  # the next so many prompts, or fewer
 
 
@@ -81,10 +83,11 @@ class Collector:
     """What collecting needs: where completions and judgments come from, and how they are rewarded."""
 
     rollouts: RolloutPool
-    panel: JudgePanel
+    panel: JudgePanel | OwnJudge
     perspectives: Mapping[str, Perspective]
     rewards: RewardConfig
     score_maps: Mapping[str, ScoreMap] = field(default_factory=dict)
+    reward: RewardFunction | None = None
 
     def collect(
         self,
@@ -171,6 +174,11 @@ class Collector:
     def _rollout(
         self, completion: Completion, sections: Sections, judgments: Mapping[str, Judgment]
     ) -> Rollout:
+        if self.reward is not None:
+            value = self.reward(judgments)
+            own = None if value is None else Reward(value, value, 0.0, 0.0, {"reward": value})
+            why = "" if own is not None else "the reward function gave None"
+            return Rollout(completion, sections, judgments, own, why)
         tokens, truncated = len(completion.token_ids), completion.truncated
         reward, masked_because = reward_of(
             judgments, self.perspectives, tokens, self.rewards, self.score_maps, truncated

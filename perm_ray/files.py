@@ -132,12 +132,21 @@ def text_digest(text: str) -> str:
 
 
 def fingerprint(folder: Path) -> str:
-    """Tells one model folder from another without reading it all: names, sizes and samples of its files.
+    """Return a digest that tells one model folder from another without reading all of it.
 
-    Training changes nearly every number, so that a few megabytes out of gigabytes give it away.
+    It covers names, sizes and samples of weights, configuration, tokenizer and chat template. Training
+    changes nearly every number, so that a few megabytes out of gigabytes give it away. Only the token ids
+    of `generation_config.json` count: its sampling defaults are not used.
     """
     sha256 = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors")):
+    for path in sorted(
+        path for path in folder.iterdir() if path.suffix in (".json", ".jinja", ".safetensors")
+    ):
+        if path.name == "generation_config.json":
+            values = json.loads(path.read_text(encoding="utf-8"))
+            ids = {name: value for name, value in values.items() if name.endswith("_token_id")}
+            sha256.update(json.dumps(ids, sort_keys=True).encode())
+            continue
         size = path.stat().st_size
         sha256.update(f"{path.name} {size}\n".encode())
         with path.open("rb") as file:

@@ -16,7 +16,7 @@ from perm_ray.runs.run import Run
 from perm_ray.types import RolloutGroup
 
 
-def train(run: Run) -> None:
+def run_steps(run: Run) -> None:
     """Train from `run.state` to `run.steps`.
 
     `run.state` is that of the last finished step at every moment, whatever ends the loop, so that a

@@ -48,12 +48,12 @@ def judge_role(engine: str) -> str:
     return f"judge engine {engine}"
 
 
-def demands(config: Config) -> tuple[Demand, ...]:
-    """What each pool of the run takes."""
+def demands(config: Config, own_judge: bool = False) -> tuple[Demand, ...]:
+    """Return what each pool of the run takes; a judge object of the user's takes nothing."""
     engine, trainer, model = config.rollout.engine, config.trainer, config.policy.model
     return (
         Demand(ROLLOUT, engine.replicas, engine.num_cpus, engine.num_gpus, model, engine.resources),
-        *judge_demands(config),
+        *(() if own_judge else judge_demands(config)),
         Demand(
             TRAINER, trainer.num_ranks, trainer.num_cpus, trainer.num_gpus, model, trainer.resources, True
         ),

@@ -43,6 +43,8 @@ def section(prefix: str) -> Callable[[type[_Class]], type[_Class]]:
                 validate(self, *args, **values)
             except ValidationError as error:
                 raise config_error(error, made, prefix) from None
+            finally:
+                made.__init__ = init  # the first use builds the validator, and pydantic sets its own again
 
         made.__init__ = init
         return made

@@ -18,7 +18,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from perm_ray.cluster.calls import explain
-from perm_ray.judges.judge import ItemKey, JudgeReply, JudgeTask
+from perm_ray.judges.judge import ItemKey, Judge, JudgeReply, JudgeTask
 from perm_ray.judges.perspective import Perspective
 from perm_ray.judges.pool import JudgeEnginePool, JudgePool
 from perm_ray.judges.pool_load import CallRecord, Interval, PoolLoad
@@ -201,6 +201,45 @@ class JudgePanel:
                 batch.submit((item.item_id, 0), item.scenario, item.sections)
             judgments = batch.collect().judgments
             yield from ((item, judgments[item.item_id, 0]) for item in chunk)
+
+
+class OwnJudge:
+    """A judge object of the user's, in the place of a panel: it is asked for a whole batch at once."""
+
+    start_timeout_s = 0.0
+
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+
+    @property
+    def perspectives(self) -> Mapping[str, Perspective]:
+        return self._judge.perspectives
+
+    def starting(self) -> dict[str, ray.ObjectRef]:
+        """Return nothing to wait for."""
+        return {}
+
+    def batch(self) -> OwnJudge.Batch:
+        return self.Batch(self._judge)
+
+    def judge(self, items: Iterable[JudgeItem]) -> Iterable[tuple[JudgeItem, Mapping[str, Judgment]]]:
+        return self._judge.judge(items)
+
+    class Batch:
+        """The texts of one asker."""
+
+        def __init__(self, judge: Judge) -> None:
+            self._judge = judge
+            self._keys: list[ItemKey] = []
+            self._items: list[JudgeItem] = []
+
+        def submit(self, key: ItemKey, scenario: Scenario, sections: Sections) -> None:
+            self._keys.append(key)
+            self._items.append(JudgeItem(f"{key[0]}/{key[1]}", scenario, sections))
+
+        def collect(self) -> PanelReport:
+            judgments = [judgments for _, judgments in self._judge.judge(self._items)]
+            return PanelReport(dict(zip(self._keys, judgments, strict=True)), {})
 
 
 def _failed(call: _Call, reason: str) -> list[Judgment]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
 
@@ -50,8 +50,8 @@ class Perspective:
     kind: Literal["empathy", "bystander"]
     reads: Literal["analysis", "response"]
     number_scale: Scale
-    criteria: tuple[str, ...]
-    rubric: Document
+    criteria: tuple[str, ...] = ()
+    rubric: Document = field(default_factory=lambda: Document({}, ""))
     max_chars: int = DEFAULT_MAX_CHARS
 
     @property

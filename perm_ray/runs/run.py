@@ -20,8 +20,8 @@ from perm_ray.evaluation.probes.probe_report import ProbeWatch
 from perm_ray.evaluation.probes.probe_set import load_probes
 from perm_ray.experience import Collector, Experience
 from perm_ray.judges.accounting import FailureLimit
-from perm_ray.judges.panel import JudgePanel
-from perm_ray.judges.session import (
+from perm_ray.judges.panel import JudgePanel, OwnJudge
+from perm_ray.judges.startup import (
     start_judges,
 )
 from perm_ray.rollout.pool import RolloutPool
@@ -92,7 +92,7 @@ class Run:
     stop: StopSignals
     collector: Collector
     experience: Experience
-    judges: JudgePanel
+    judges: JudgePanel | OwnJudge
     probes: ProbeWatch
     trainer: TrainerGroup
     weight_sync: WeightSync
@@ -192,7 +192,7 @@ def running(
     """Start Ray, then everything at once, and wait once; end it all on the way out, however that is."""
     progress.phase("starting Ray")
     try:
-        rows = demands(plan.config)
+        rows = demands(plan.config, plan.judge is not None)
         start_ray(plan.config.ray, rows)
         stop.reinstall()
         places = reserve(plan.config.ray, rows, progress.note)
@@ -215,7 +215,11 @@ def _start(
     seed, deterministic = config.run.seed, config.run.deterministic
     sampling = places.of(ROLLOUT, config.rollout.engine.replicas)
     rollouts = RolloutPool(config.rollout, models.policy, seed, deterministic, sampling)
-    judges = start_judges(config, plan.perspectives, models.judges, seed, deterministic, places)
+    judges = (
+        OwnJudge(plan.judge)
+        if plan.judge is not None
+        else start_judges(config, plan.perspectives, models.judges, seed, deterministic, places)
+    )
     training = places.of(TRAINER, config.trainer.num_ranks)
     temperature = config.rollout.temperature
     trainer = TrainerGroup(config.trainer, models.policy, seed, config.run.steps, training, temperature)
@@ -226,7 +230,7 @@ def _start(
     trainer.wait_ready()
     weight_sync = WeightSync(trainer, rollouts, config.sync)
     weight_sync.connect()
-    collector = Collector(rollouts, judges, plan.perspectives, config.rewards, plan.score_maps)
+    collector = Collector(rollouts, judges, plan.perspectives, config.rewards, plan.score_maps, plan.reward)
     records = DirectorySink(directory, AmbiguityRule(config.judges.ambiguity, plan.perspectives))
     gauges = (RayGauges(directory.name),) if config.ray.address is not None else ()
     run = Run(

@@ -13,9 +13,11 @@ from perm_ray.data.prompts import build_prompts, load_template
 from perm_ray.data.sampler import ScenarioSampler
 from perm_ray.data.scenarios import load_scenarios, scenario_digest
 from perm_ray.errors import ConfigError
+from perm_ray.experience import RewardFunction
 from perm_ray.files import fingerprint
+from perm_ray.judges.judge import Judge
 from perm_ray.judges.perspective import Perspective
-from perm_ray.judges.session import (
+from perm_ray.judges.startup import (
     build_perspectives,
     check_judge_prompts,
     resolve_judges,
@@ -37,6 +39,8 @@ class RunPlan:
     perspectives: Mapping[str, Perspective]
     score_maps: Mapping[str, ScoreMap]
     template: Document
+    judge: Judge | None = None  # in the place of the judges of the configuration
+    reward: RewardFunction | None = None  # in the place of PERM's
 
     def contents(self) -> dict[str, str]:
         """What the configuration's paths lead to, by digest: a resumed run must find the same."""
@@ -54,11 +58,20 @@ class RunPlan:
         )
 
 
-def plan_run(config: Config) -> RunPlan:
-    """Read and check the data, the rubrics and the arithmetic. Raises `UserError`s."""
-    perspectives = build_perspectives(config.judges)
+def plan_run(config: Config, judge: Judge | None = None, reward: RewardFunction | None = None) -> RunPlan:
+    """Read and check the data, the rubrics and the arithmetic.
+
+    Args:
+        config: The configuration.
+        judge: A judge object of the user's, in the place of the judges of the configuration.
+        reward: A function from a completion's judgments to its reward, in the place of PERM's.
+
+    Raises:
+        UserError: Something in the configuration or in its data cannot be used as it is.
+    """
+    perspectives = dict(judge.perspectives) if judge is not None else build_perspectives(config.judges)
     check_perspectives(perspectives, config.rewards)
-    check_local_resources(config.ray, demands(config))
+    check_local_resources(config.ray, demands(config, judge is not None))
     train = load_scenarios(config.data.train)
     heldout = load_scenarios(config.data.heldout) if config.evaluation.num_scenarios else ()
     languages = [scenario.language for scenario in (*train, *heldout)]
@@ -67,8 +80,10 @@ def plan_run(config: Config) -> RunPlan:
         train=train,
         heldout=heldout[: config.evaluation.num_scenarios],
         perspectives=perspectives,
-        score_maps=score_maps_for(config, perspectives, languages),
+        score_maps={} if judge is not None else score_maps_for(config, perspectives, languages),
         template=load_template(config.prompt.template),
+        judge=judge,
+        reward=reward,
     )
     plan.new_sampler()  # refuses more prompts a step than there are scenarios
     if len(plan.heldout) < config.evaluation.num_scenarios:
@@ -99,9 +114,12 @@ def prepare_models(plan: RunPlan) -> Models:
     config = plan.config
     policy = resolve_model(config.policy.model)
     check_context(policy, config.rollout.engine.max_model_len, "rollout.engine.max_model_len")
-    judges = resolve_judges(config)
-    scenarios = (*plan.train, *plan.heldout)
-    check_judge_prompts(config, plan.perspectives, judges, scenarios, config.rollout.max_completion_tokens)
+    judges: Mapping[str, Path] = {}
+    if plan.judge is None:
+        judges = resolve_judges(config)
+        scenarios = (*plan.train, *plan.heldout)
+        longest = config.rollout.max_completion_tokens
+        check_judge_prompts(config, plan.perspectives, judges, scenarios, longest)
     renderer = ChatRenderer(policy)
 
     def prompts(scenarios: Sequence[Scenario]) -> Sequence[Prompt]:

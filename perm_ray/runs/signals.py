@@ -29,7 +29,7 @@ class StopSignals:
 
     def reinstall(self) -> None:
         """Be the handler again, after a library (`ray.init` for one) put its own in our place."""
-        if self.received is None:
+        if self._previous and self.received is None:  # only while entered: never in a library's caller
             for number in _SIGNALS:
                 signal.signal(number, self._receive)
 

@@ -6,26 +6,31 @@ the last finished step is saved where that can be, and the summary says how it e
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from perm_ray.cluster.jobs import variables
-from perm_ray.config.load import dump_config
+from perm_ray.config.load import dump_config, load_config
 from perm_ray.config.schema import Config
-from perm_ray.errors import Interrupted, JudgeFailureRateError
+from perm_ray.errors import ConfigError, Interrupted, JudgeFailureRateError
+from perm_ray.experience import RewardFunction
 from perm_ray.files import write_text_atomic
-from perm_ray.loop import train
+from perm_ray.judges.judge import Judge
+from perm_ray.judges.startup import Judges
+from perm_ray.loop import run_steps
 from perm_ray.runs.checkpoint import Checkpoints, checkpoint_of
 from perm_ray.runs.directory import RunDirectory, run_path
 from perm_ray.runs.hooks import Evaluate
 from perm_ray.runs.run import Run, running
-from perm_ray.runs.run_plan import Models, RunPlan, prepare_models
+from perm_ray.runs.run_plan import Models, RunPlan, plan_run, prepare_models
 from perm_ray.runs.run_state import RunState, check_agrees, numeric_warnings
 from perm_ray.runs.signals import StopSignals
 from perm_ray.tracking.mlflow_client import TrackedRun
@@ -35,6 +40,58 @@ from perm_ray.tracking.model_registry import Candidate, measure_of, register_pol
 from perm_ray.tracking.progress import RunProgress
 from perm_ray.tracking.summary import print_summary, summarise
 from perm_ray.tracking.tracker import EndState
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedRun:
+    """A run that came to its end.
+
+    `policy` is a folder that transformers and vLLM load; `summary` is that of `summary.json`, such as
+    `summary["evaluation"]["difference"]`; `directory` has everything else.
+    """
+
+    directory: Path
+    policy: Path
+    summary: Mapping[str, Any]
+
+
+def train(
+    config: Config | str | Path | None = None,
+    *,
+    steps: int | None = None,
+    reward: RewardFunction | None = None,
+    judges: Judge | None = None,
+) -> FinishedRun:
+    """Train a policy with rewards from judges, and wait for the end.
+
+    Example:
+        >>> run = perm_ray.train("local", steps=8)
+        >>> run.summary["evaluation"]["difference"]["mean"]
+        0.12
+
+    Args:
+        config: A configuration, or what `load_config` makes one of.
+        steps: The number of training steps, in the place of `run.steps`.
+        reward: A function from a completion's judgments (by perspective) to a number, in the place of PERM's
+            reward; None masks the rollout.
+        judges: An object of your own that judges (`judges.judge.Judge`), in the place of the judges of the
+            configuration. It is asked in this process.
+
+    Raises:
+        UserError: Something in the configuration cannot be used as it is.
+        RunError: The run could not go on; its directory can be resumed.
+    """
+    if isinstance(judges, Judges):
+        raise ConfigError(
+            "judges must be an object of your own, found perm_ray.Judges, which holds a Ray cluster: leave "
+            "it out, since a run starts the judges of its configuration itself."
+        )
+    whole = config if isinstance(config, Config) else load_config(config)
+    if steps is not None:
+        whole = replace(whole, run=replace(whole.run, steps=steps))
+    directory = train_plan(plan_run(whole, judges, reward), None, StopSignals())
+    summary = json.loads(directory.summary_file.read_text(encoding="utf-8"))
+    return FinishedRun(directory.path, directory.policy, summary)
 
 
 def train_plan(plan: RunPlan, resume: Path | None, stop: StopSignals) -> RunDirectory:
@@ -140,7 +197,7 @@ def _train(
 def _train_and_save(run: Run) -> None:
     """Train; after an error save what can be saved, and say how to resume."""
     try:
-        train(run)
+        run_steps(run)
     except (Interrupted, JudgeFailureRateError):
         run.save()
         run.checkpoints.wait()

@@ -17,6 +17,7 @@ import deepspeed
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from perm_ray.config.training import LoraConfig
 from perm_ray.models.adapter import DOWN, UP, merge
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BUCKET_BYTES = 64 << 20  # gathering parameter by parameter is three to six times slower
-TOKENIZER_FILES = (
+COPIED_FILES = (
+    "generation_config.json",
     "added_tokens.json",
     "chat_template.jinja",
     "merges.txt",
@@ -145,8 +147,12 @@ def export_model(
     buffers = {name: buffer for name, buffer in model.named_buffers() if name in persistent}
     state |= {checkpoint_name(name): buffer.cpu() for name, buffer in buffers.items()}
     with _aside(path) as aside:
+        # transformers refuses to save generation defaults that contradict each other (a temperature without
+        # sampling), after all the training; the source's own file is kept as it is.
+        if (source_dir / "generation_config.json").exists():
+            model.generation_config = GenerationConfig()
         model.save_pretrained(aside, state_dict=state)
-        for name in TOKENIZER_FILES:
+        for name in COPIED_FILES:
             if (source_dir / name).exists():
                 shutil.copy(source_dir / name, aside / name)
 

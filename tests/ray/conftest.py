@@ -36,14 +36,6 @@ def ray_cluster() -> Iterator[int]:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of `tests.support.tiny_model`, written once."""
-    from tests.support.tiny_model import write_tiny_model
-
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="session")
 def groups(ray_cluster: int, tiny_model: Path) -> Iterator[dict[int, TrainerGroup]]:
     """Trainer groups of one rank and of two, in whose processes tests make learners of their own: a process
     takes ten seconds to start, a learner a tenth of one."""

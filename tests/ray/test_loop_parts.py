@@ -23,7 +23,7 @@ from perm_ray.judges.asking import ScoreQuery
 from perm_ray.judges.panel import JudgePanel, PanelReport
 from perm_ray.judges.perspective import BUILTIN_PERSPECTIVES
 from perm_ray.judges.pool import JudgePool, engine_actor_name
-from perm_ray.judges.session import build_perspectives, start_judges
+from perm_ray.judges.startup import build_perspectives, start_judges
 from perm_ray.models.chat import ChatRenderer
 from perm_ray.rollout.pool import RolloutPool
 from perm_ray.runs.weight_sync import WeightSync

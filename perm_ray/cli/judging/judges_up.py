@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from perm_ray.config.schema import Config
-from perm_ray.judges.session import Judges
+from perm_ray.judges.startup import Judges
 from perm_ray.runs.signals import StopSignals
 
 

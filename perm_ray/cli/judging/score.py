@@ -67,7 +67,7 @@ def run(arguments: Sequence[str]) -> int:
     from perm_ray.cli.judging.judges_up import judges_up
     from perm_ray.evaluation.scored import append_row, resume, setup_of
     from perm_ray.files import json_line
-    from perm_ray.judges.session import build_perspectives
+    from perm_ray.judges.startup import build_perspectives
     from perm_ray.rewards.reward import check_perspectives
     from perm_ray.rewards.score_map import score_maps_for
 

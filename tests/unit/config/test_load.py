@@ -13,9 +13,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from perm_ray.config import CONFIGS
+from perm_ray.config.generate import base_yaml, reference_page
 from perm_ray.config.load import dump_config, load_config
 from perm_ray.config.redact import REDACTED, is_secret_key, redact, redact_text
-from perm_ray.config.reference import base_yaml, reference_page
 from perm_ray.config.schema import Config, TrackingConfig
 from perm_ray.config.training import TrainerConfig
 from perm_ray.errors import ConfigError
@@ -68,15 +68,15 @@ def test_what_is_generated_is_fresh() -> None:
     page = BASE.parents[1] / "docs" / "reference" / "configuration.md"
     for path, text in ((BASE, base_yaml()), (page, reference_page())):
         fresh = path.read_text(encoding="utf-8") == text
-        assert fresh, f"{path} is not what the schema says: run python -m perm_ray.config.reference"
+        assert fresh, f"{path} is not what the schema says: run python -m perm_ray.config.generate"
 
 
 def test_every_key_is_described_and_fits_a_line() -> None:
-    text = base_yaml()
-    values = [line for line in text.splitlines() if re.match(r"\s*\w+: +[^#\s]", line)]
+    lines = base_yaml().splitlines()
+    values = [i for i, line in enumerate(lines) if re.match(r"\s*\w+: +[^#\s]", line)]
     assert len(values) == len(keys_of(Config().as_dict()))
-    assert [line for line in values if "  # " not in line or line.endswith("# ")] == []
-    assert [line for line in text.splitlines() if len(line) > 120] == []
+    plain = [lines[i] for i in values if "  # " not in lines[i] and "# " not in lines[i - 1][:10]]
+    assert (plain, [line for line in lines if len(line) > 110]) == ([], [])
 
 
 def test_file_then_overrides(tmp_path: Path) -> None:
@@ -381,7 +381,8 @@ def test_importing_is_quick_and_light(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path)}
     code = "import sys, time; t = time.process_time(); import perm_ray.config.load; "
     code += "print(time.process_time() - t, *{'torch', 'ray', 'vllm', 'mlflow', 'numpy'} & set(sys.modules))"
-    for _ in range(2):
+
+    def imported() -> str:
         done = subprocess.run(
             [sys.executable, "-c", code],
             env=environment,
@@ -390,6 +391,9 @@ def test_importing_is_quick_and_light(tmp_path: Path) -> None:
             check=True,
             timeout=60,
         )
-    seconds, *heavy = done.stdout.split()
+        return done.stdout
+
+    imported()
+    seconds, *heavy = imported().split()
     assert heavy == []
     assert float(seconds) < 0.45

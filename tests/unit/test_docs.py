@@ -1,4 +1,4 @@
-"""The README's commands, files and links hold: each command is run here as far as it can be in a moment.
+"""The commands, code blocks and links of the README and of docs/ hold: each is run here as far as it can be.
 
 `make train` and `make test` themselves are what `.ci/run` and `tests/e2e` run; training commands are run
 with `--dry-run`, benchmarks as far as their configuration.
@@ -6,7 +6,9 @@ with `--dry-run`, benchmarks as far as their configuration.
 
 from __future__ import annotations
 
+import ast
 import importlib
+import inspect
 import re
 import shlex
 import subprocess
@@ -15,19 +17,27 @@ from pathlib import Path
 
 import pytest
 
+import perm_ray
 from perm_ray.cli import benchmark, judge
 from perm_ray.cli.main import VERBS
 from perm_ray.config import CONFIGS
 from perm_ray.config.load import load_config
 from perm_ray.evaluation.calibration.labels import read_labels
-from perm_ray.judges.session import build_perspectives
+from perm_ray.judges.perspective import load_perspective
+from perm_ray.judges.startup import build_perspectives
+from perm_ray.types import Scale
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    path: path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md")))
+}
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    return [
+        block for text in PAGES.values() for block in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+    ]
 
 
 COMMANDS = [line.strip() for block in blocks("bash") for line in block.splitlines() if line.strip()]
@@ -38,9 +48,38 @@ def workplace(tmp_path: Path) -> Path:
     """A folder with the files that the README has people write."""
     (data,) = blocks("jsonl")
     (tmp_path / "my_scenarios.jsonl").write_text(data, encoding="utf-8")
-    (config,) = blocks("yaml")
-    (tmp_path / "my.yaml").write_text(config, encoding="utf-8")
+    for number, config in enumerate(blocks("yaml")):
+        (tmp_path / f"my{number or ''}.yaml").write_text(config, encoding="utf-8")
     return tmp_path
+
+
+def test_every_configuration_is_one(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    files = sorted(workplace.glob("my*.yaml"))
+    assert len(files) >= 2
+    for file in files:
+        build_perspectives(load_config(file).judges)
+
+
+def test_the_python_of_the_readme_runs_as_far_as_its_judges() -> None:
+    """tests/e2e/test_library.py runs the same calls; here every name and argument of the block is checked."""
+    (program,) = blocks("python")
+    tree = ast.parse(program)
+    named = {ast.unparse(node.func): node for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    for name in ("perm_ray.load_config", "perm_ray.Judges", "perm_ray.train"):
+        node = named[name]
+        function = getattr(perm_ray, name.removeprefix("perm_ray."))
+        inspect.signature(function).bind(*node.args, **{str(k.arg): k.value for k in node.keywords})
+    scored = named["judges.score"]
+    inspect.signature(perm_ray.Judges.score).bind(None, **{str(k.arg): k.value for k in scored.keywords})
+
+
+def test_the_perspective_of_the_docs_is_one(tmp_path: Path) -> None:
+    (text,) = blocks("markdown")
+    file = tmp_path / "freedom.md"
+    file.write_text(text, encoding="utf-8")
+    perspective = load_perspective("freedom", file)
+    assert (perspective.reads, perspective.scale) == ("response", Scale(1, 5))
 
 
 def test_there_are_commands() -> None:
@@ -113,7 +152,7 @@ def test_the_judges_that_live_elsewhere_are_a_configuration(tmp_path: Path) -> N
         (rubrics / name).write_text("Judge.", encoding="utf-8")
     file = tmp_path / "judges.yaml"
     file.write_text(text.replace("rubrics/", f"{rubrics}/"), encoding="utf-8")
-    assert build_perspectives(load_config(file).judges)["expression"].rubric.of("de-AT") == "Judge."
+    assert build_perspectives(load_config(file).judges)["expression"].rubric.of("de-AT").text == "Judge."
 
 
 def test_the_rated_reply_is_read(tmp_path: Path) -> None:
@@ -136,9 +175,11 @@ def test_every_command_is_of_a_kind_that_is_tested() -> None:
 
 
 def test_links_and_files_exist() -> None:
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    broken = []
+    for page, text in PAGES.items():
+        links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+        broken += [(page.name, link) for link in links if not (page.parent / link.partition("#")[0]).exists()]
+    assert broken == []
 
 
 def test_the_tests_that_security_promises_name_exist() -> None:
@@ -149,6 +190,11 @@ def test_the_tests_that_security_promises_name_exist() -> None:
 
 
 def test_the_map_names_what_is_there() -> None:
-    names = re.findall(r"\b([a-z_]+\.py)\b", README)
-    known = {path.name for path in (*ROOT.glob("perm_ray/**/*.py"), *ROOT.glob("perm_ray/cli/**/*.py"))}
-    assert sorted(set(names) - known) == []
+    text = (ROOT / "docs/explanation/architecture.md").read_text(encoding="utf-8")
+    paths = re.findall(r"`([\w/]+/(?:\w+\.(?:py|md)|))`", text)
+    assert len(paths) > 15
+    assert [
+        path for path in paths if not any((root / path).exists() for root in (ROOT / "perm_ray", ROOT))
+    ] == []
+    names = set(re.findall(r"\b([a-z_]+\.py)\b", text))
+    assert sorted(names - {path.name for path in ROOT.glob("perm_ray/**/*.py")}) == []

@@ -1,4 +1,4 @@
-"""Write what documents the schema: `python -m perm_ray.config.reference`.
+"""Write what documents the schema: `python -m perm_ray.config.generate`.
 
 `configs/base.yaml` holds every key with its default and a comment, `docs/reference/configuration.md` a table
 for each section. A test holds both fresh.
@@ -21,7 +21,7 @@ from perm_ray.config.section import bounds, children, entry_type, expected, plai
 
 _WIDTH = 110
 _BASE_HEAD = """\
-# Every key of perm_ray's configuration and its default, written by `python -m perm_ray.config.reference`.
+# Every key of perm_ray's configuration and its default, written by `python -m perm_ray.config.generate`.
 # Copy the keys that you change into a file of your own (`perm-ray train --config mine.yaml`), or change one
 # on the command line (`run.steps=20`). A file merges with what is here; `null` removes a model or a pool.
 # Secrets do not belong here. MLflow reads its own from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD,
@@ -30,7 +30,7 @@ _BASE_HEAD = """\
 _PAGE_HEAD = """\
 # Configuration
 
-<!-- Written by `python -m perm_ray.config.reference` from the schema. -->
+<!-- Written by `python -m perm_ray.config.generate` from the schema. -->
 
 A configuration is a YAML file of the keys that differ from the defaults below; `perm-ray train run.steps=20`
 changes one for a run. `--config local` finds a shipped file by its name.
@@ -87,7 +87,12 @@ def _field_lines(section: Any, indent: str) -> Iterator[str]:
             continue
         pair, comment = f"{indent}{name}: {shown[name]}", f"  # {_comment(field)}"
         aligned = f"{pair.ljust(len(indent) + width)}{comment}"
-        yield aligned if len(aligned) <= _WIDTH else f"{pair}{comment}"
+        if len(aligned) <= _WIDTH:
+            yield aligned
+        elif len(pair + comment) <= _WIDTH:
+            yield f"{pair}{comment}"
+        else:
+            yield from (f"{indent}{comment.strip()}", pair)
 
 
 def _is_leaf(hint: Any) -> bool:
