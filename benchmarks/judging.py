@@ -14,7 +14,7 @@ from dataclasses import replace
 from statistics import median
 from typing import TYPE_CHECKING
 
-from perm_ray.config.judges import JudgePoolConfig, JudgesConfig
+from perm_ray.config.judges import JudgePoolConfig
 from perm_ray.config.schema import Config
 from perm_ray.judges.pool_load import load_metrics
 from perm_ray.types import NO_TOKENS, JudgeItem, Scenario, Sections, Status
@@ -92,12 +92,12 @@ def _settings(config: Config, items: Sequence[JudgeItem], num_engines: int, cach
     from perm_ray.judges.pool import JudgePool
 
     figures: Figures = {}
-    judges = _judges(config.judges, num_engines, cache)
-    with judges_up(replace(config, judges=judges)) as up:
+    config = _with_engines(config, num_engines, cache)
+    with judges_up(config) as up:
         for mode in MODES:
             pools = {
-                name: JudgePool(up.perspectives[name], _with_mode(pool, mode), judges, config.run.seed)
-                for name, pool in judges.pools.items()
+                name: JudgePool(up.perspectives[name], _with_mode(pool, mode), config, config.run.seed)
+                for name, pool in config.judges.pools.items()
             }
             for pool in pools.values():
                 wait_all(pool.starting(), timeout_s=60.0, doing="starting")
@@ -113,14 +113,13 @@ def _settings(config: Config, items: Sequence[JudgeItem], num_engines: int, cach
     return figures
 
 
-def _judges(judges: JudgesConfig, num_engines: int, cache: bool) -> JudgesConfig:
-    """One engine for all pools, or one each."""
-    engine = replace(next(iter(judges.engines.values())), replicas=1, prefix_caching=cache)
-    own = {name: name if num_engines > 1 else "shared" for name in judges.pools}
+def _with_engines(config: Config, num_engines: int, cache: bool) -> Config:
+    """Give all pools one engine, or one each."""
+    engine = replace(next(iter(config.judge_engines.values())), replicas=1, prefix_caching=cache)
+    own = {name: name if num_engines > 1 else "judge" for name in config.judges.pools}
+    pools = {name: replace(pool, model=own[name]) for name, pool in config.judges.pools.items()}
     return replace(
-        judges,
-        engines=dict.fromkeys(own.values(), engine),
-        pools={name: replace(pool, engine=own[name]) for name, pool in judges.pools.items()},
+        config, models=dict.fromkeys(own.values(), engine), judges=replace(config.judges, pools=pools)
     )
 
 

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from perm_ray.config.judges import JudgesConfig
 from perm_ray.config.schema import Config, RayConfig
 from perm_ray.errors import ConfigError, RunError
 
@@ -45,7 +44,7 @@ class Demand:
 
 
 def judge_role(engine: str) -> str:
-    """The role of a judge engine, by its name in `judges.engines`."""
+    """The role of a judge engine, by its name in `models`."""
     return f"judge engine {engine}"
 
 
@@ -54,25 +53,25 @@ def demands(config: Config, own_judge: bool = False) -> tuple[Demand, ...]:
     engine, trainer, model = config.rollout.engine, config.trainer, config.policy.model
     return (
         Demand(ROLLOUT, engine.replicas, engine.num_cpus, engine.num_gpus, model, engine.resources),
-        *(() if own_judge else judge_demands(config.judges)),
+        *(() if own_judge else judge_demands(config)),
         Demand(
             TRAINER, trainer.num_ranks, trainer.num_cpus, trainer.num_gpus, model, trainer.resources, True
         ),
     )
 
 
-def judge_demands(judges: JudgesConfig) -> tuple[Demand, ...]:
+def judge_demands(config: Config) -> tuple[Demand, ...]:
     """Return what the judges take."""
     engines = [
         Demand(judge_role(name), e.replicas, e.num_cpus, e.num_gpus, e.model, e.resources)
-        for name, e in judges.engines.items()
+        for name, e in config.judge_engines.items()
     ]
     engines += [
-        Demand(f"judge endpoint {name}", 1, 0.0, 0.0, e.model) for name, e in judges.endpoints.items()
+        Demand(f"judge endpoint {name}", 1, 0.0, 0.0, e.model) for name, e in config.judge_endpoints.items()
     ]
     pools = [
-        Demand(f"judge {name}", judges.replicas(pool), 0.0, 0.0, f"asks {pool.engine}")
-        for name, pool in judges.pools.items()
+        Demand(f"judge {name}", config.replicas_of(pool), 0.0, 0.0, f"asks {pool.model}")
+        for name, pool in config.judges.pools.items()
     ]
     return (*engines, *pools)
 

@@ -1,42 +1,124 @@
-"""The section of a vLLM engine, for rollouts and for judges, and the model there always is."""
+"""Models that somebody asks by name: vLLM engines of ours, and endpoints elsewhere."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Optional
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from perm_ray.config.checks import at_least_zero, custom_resources, one_of, positive, require
+from pydantic import Discriminator, Field, StrictBool, StrictFloat, StrictInt, Tag, model_validator
+
+from perm_ray.config.redact import redact_text
+from perm_ray.config.section import Positive, require, section
 
 BUILTIN_MODEL = "builtin:smollm2-135m-instruct"
 
 
-@dataclass(frozen=True)
+@section("engine")
 class EngineConfig:
-    """One kind of vLLM engine and how many of it. On a CPU, give one core to each engine."""
+    """One kind of vLLM engine and how many replicas of it. On a CPU, give one core to each engine."""
 
-    replicas: int = 1
-    num_cpus: float = 1.0
-    num_gpus: float = 0.0
-    tensor_parallel_size: int = 1
-    dtype: str = "bfloat16"
-    max_model_len: int = 2048
-    max_num_seqs: int = 64
-    kv_cache_gb: Optional[float] = None
-    prefix_caching: bool = True
-    gpu_memory_utilization: float = 0.85
-    enforce_eager: bool = False
-    start_timeout_s: float = 300.0
-    resources: dict[str, float] = field(default_factory=dict)
+    replicas: StrictInt = Field(default=1, gt=0, description="engines of this kind")
+    num_cpus: StrictFloat = Field(default=1.0, ge=0, description="cores of each (on a CPU: one is best)")
+    num_gpus: StrictFloat = Field(default=0.0, ge=0, description="GPUs of each; a fraction shares one")
+    tensor_parallel_size: StrictInt = Field(default=1, gt=0, description="GPUs that one engine spans")
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(default="bfloat16", description="of the weights")
+    max_model_len: StrictInt = Field(default=2048, gt=0, description="context length: prompt and completion")
+    max_num_seqs: StrictInt = Field(default=64, gt=0, description="batch size: sequences decoded together")
+    kv_cache_gb: StrictFloat | None = Field(
+        default=None, gt=0, description="memory of the KV cache; null: 0.5 on a CPU, vLLM decides on a GPU"
+    )
+    prefix_caching: StrictBool = Field(default=True, description="keep the KV cache of shared prefixes")
+    gpu_memory_utilization: StrictFloat = Field(
+        default=0.85, gt=0, description="share of a GPU's memory that the engine takes"
+    )
+    enforce_eager: StrictBool = Field(
+        default=False, description="no CUDA graphs, no compilation: starts faster, runs slower"
+    )
+    start_timeout_s: StrictFloat = Field(default=300.0, gt=0, description="timeout for loading the model")
+    resources: dict[str, Positive] = Field(
+        default_factory=dict, description="custom Ray resources that each takes, e.g. {rollout: 1}"
+    )
 
-    def __post_init__(self) -> None:
-        positive("engine", self, "replicas", "tensor_parallel_size", "max_model_len")
-        positive("engine", self, "max_num_seqs", "gpu_memory_utilization", "start_timeout_s")
-        at_least_zero("engine", self, "num_cpus", "num_gpus")
-        one_of("engine", self, "dtype", "bfloat16", "float16", "float32")
-        custom_resources("engine", self.resources)
-        require(
-            self.num_gpus > 0 or self.tensor_parallel_size == 1,
-            "engine.tensor_parallel_size",
-            "1 for an engine without GPUs",
-            self.tensor_parallel_size,
-        )
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        custom_resources(self.resources)
+        parallel, expected = self.tensor_parallel_size, "1 for an engine without GPUs"
+        require(self.num_gpus > 0 or parallel == 1, "tensor_parallel_size", expected, parallel)
+        return self
+
+
+@section("models.<name>")
+class EngineModel(EngineConfig):
+    """A model in engines of ours. Rollout engines always hold the policy; these hold a model of their own."""
+
+    model: str = Field(
+        default=BUILTIN_MODEL, min_length=1, description="a built-in name, a folder or a hub id"
+    )
+    adapter: str | None = Field(
+        default=None, min_length=1, description="folder of a LoRA adapter; null: none"
+    )
+    enable_thinking: StrictBool | None = Field(
+        default=None, description="passed to the chat template; null: what the template does by itself"
+    )
+
+
+@section("models.<name>")
+class EndpointModel:
+    """A model that lives elsewhere, OpenAI-compatible. A key's variable is named here, never the key."""
+
+    base_url: str = Field(description="address, such as http://host:8000/v1")
+    model: str = Field(min_length=1, description="the model's name at the endpoint")
+    api_key_env: str | None = Field(
+        default=None, description="NAME of the environment variable that holds the key; null: none is needed"
+    )
+    enable_thinking: StrictBool | None = Field(
+        default=None, description="passed to the chat template; null: what the endpoint does by itself"
+    )
+    max_concurrency: StrictInt = Field(default=16, gt=0, description="concurrent requests at most")
+    rpm: StrictInt | None = Field(default=None, gt=0, description="requests a minute at most; null: no limit")
+    tpm: StrictInt | None = Field(default=None, gt=0, description="tokens a minute at most; null: no limit")
+    timeout_s: StrictFloat = Field(default=60.0, gt=0, description="timeout of one request")
+    max_retries: StrictInt = Field(
+        default=3, ge=0, description="retries after 429, 5xx, timeouts, lost connections"
+    )
+    queue_timeout_s: StrictFloat = Field(default=240.0, gt=0, description="timeout in the client's own queue")
+    logprobs: StrictBool = Field(
+        default=False, description="it returns log-probabilities, which expected needs"
+    )
+    structured: Literal["none", "json_schema", "regex"] = Field(
+        default="none", description="guided decoding it offers"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        shown = redact_text(self.base_url)
+        valid = re.match(r"https?://[^/?#\s]", self.base_url) is not None and shown == self.base_url
+        require(valid, "base_url", "an address such as http://host:8000/v1, without a password or key", shown)
+        named = self.api_key_env is None or re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.api_key_env)
+        require(bool(named), "api_key_env", "the NAME of an environment variable or null", "something else")
+        return self
+
+    @property
+    def longest_call_s(self) -> float:
+        """The most that one answer may take, in seconds: its time in the queue and every retry."""
+        return self.queue_timeout_s + self.timeout_s * (self.max_retries + 1)
+
+
+def custom_resources(resources: Mapping[str, float]) -> None:
+    """Refuse CPUs and GPUs among a cluster's custom resources: they have keys of their own."""
+    for name in resources:
+        reserved = name in ("CPU", "GPU", "memory")
+        require(not reserved, "resources", "without CPU and GPU (num_cpus, num_gpus)", name)
+
+
+def _kind(value: Any) -> str:
+    """Tell the two kinds of model apart: an endpoint has an address."""
+    remote = isinstance(value, EndpointModel) or (isinstance(value, Mapping) and "base_url" in value)
+    return "<endpoint>" if remote else "<engine>"
+
+
+Model = Annotated[
+    Annotated[EngineModel, Tag("<engine>")] | Annotated[EndpointModel, Tag("<endpoint>")],
+    Discriminator(_kind),
+]

@@ -1,156 +1,92 @@
-"""The sections of judging: who judges, how an answer becomes a score, and how much failure is borne."""
+"""The sections of judging: which model judges, how an answer becomes a score, how much failure is borne."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, field
-from typing import Optional
+from typing import Literal
 
-from perm_ray.config.checks import at_least_zero, one_of, positive, require
-from perm_ray.config.engines import BUILTIN_MODEL, EngineConfig
-from perm_ray.config.redact import redact_text
+from pydantic import Field, StrictFloat, StrictInt
 
-_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")  # what an environment variable is called, and no key is
+from perm_ray.config.section import section
 
 
-@dataclass(frozen=True)
-class JudgeEngineConfig(EngineConfig):
-    """An engine with a model of its own; rollout engines always hold the policy."""
-
-    model: str = BUILTIN_MODEL
-
-
-@dataclass(frozen=True)
-class JudgeEndpointConfig:
-    """Judges that live elsewhere, OpenAI-compatible. A key's variable is named here, never the key."""
-
-    base_url: str = ""
-    model: str = ""
-    api_key_env: Optional[str] = None
-    max_concurrency: int = 16
-    rpm: Optional[int] = None
-    tpm: Optional[int] = None
-    timeout_s: float = 60.0
-    max_retries: int = 3
-    queue_timeout_s: float = 240.0
-    logprobs: bool = False
-    structured: str = "none"
-    breaker_failures: int = 8
-    breaker_cooldown_s: float = 30.0
-
-    def __post_init__(self) -> None:
-        section = "judges.endpoints.<name>"
-        shown = redact_text(self.base_url)
-        at = re.match(r"https?://[^/?#\s]", self.base_url) is not None and shown == self.base_url
-        expected = "an address such as http://host:8000/v1, without a password or key in it"
-        require(at, f"{section}.base_url", expected, shown)
-        require(bool(self.model), f"{section}.model", "the model's name at the endpoint", self.model)
-        if self.api_key_env is not None:
-            named = bool(_VARIABLE.fullmatch(self.api_key_env))
-            require(named, f"{section}.api_key_env", "the NAME of an environment variable", "something else")
-        positive(section, self, "max_concurrency", "timeout_s", "queue_timeout_s")
-        positive(section, self, "breaker_failures", "breaker_cooldown_s")
-        at_least_zero(section, self, "max_retries")
-        for name in ("rpm", "tpm"):
-            limit = getattr(self, name)
-            require(limit is None or limit > 0, f"{section}.{name}", "greater than 0 or null", limit)
-        one_of(section, self, "structured", "none", "json_schema", "regex")
-
-    @property
-    def longest_call_s(self) -> float:
-        """The most that one answer may take: its place in the queue and all tries."""
-        return self.queue_timeout_s + self.timeout_s * (self.max_retries + 1)
-
-
-@dataclass(frozen=True)
+@section("judges.pools.<perspective>.scoring")
 class ScoringConfig:
     """How a judge's answer becomes a score: see `judges/modes.py`."""
 
-    mode: str = "reasoned"
-    max_reason_tokens: int = 96
-    num_samples: int = 4
-    temperature: float = 1.0
-    min_mass: float = 0.2
+    mode: Literal["expected", "reasoned", "sampled"] = Field(
+        default="reasoned",
+        description="one token, a reason first, or several answers",
+    )
+    max_reason_tokens: StrictInt = Field(default=96, gt=0, description="token limit of a reason (reasoned)")
+    num_samples: StrictInt = Field(default=4, gt=0, description="answers to each question (sampled)")
+    temperature: StrictFloat = Field(
+        default=1.0, gt=0, description="sampling temperature of answers in words"
+    )
+    min_mass: StrictFloat = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="probability of valid scores below which an answer is unparseable",
+    )
 
-    def __post_init__(self) -> None:
-        section = "judges.pools.<perspective>.scoring"
-        one_of(section, self, "mode", "expected", "reasoned", "sampled")
-        positive(section, self, "max_reason_tokens", "num_samples", "temperature")
-        require(0 <= self.min_mass <= 1, f"{section}.min_mass", "in [0, 1]", self.min_mass)
 
-
-@dataclass(frozen=True)
+@section("judges.pools.<perspective>")
 class JudgePoolConfig:
-    """One perspective's pool. `engine` names an entry of `judges.engines`; pools may share one."""
+    """One perspective's pool. `model` names an entry of `models`; pools may share one."""
 
-    engine: str = "judge"
-    rubric: Optional[str] = None
-    scoring: ScoringConfig = field(default_factory=ScoringConfig)
-    fence: str = "call"
-    max_chars: int = 6000
-    max_queue: int = 64
-    retries: int = 1
-    timeout_s: float = 300.0
+    model: str = Field(default="judge", description="entry of `models` that it asks; pools may share one")
+    rubric: str | None = Field(
+        default=None, min_length=1, description="rubric file (Markdown); null: built in"
+    )
+    scoring: ScoringConfig = Field(default_factory=ScoringConfig, description="from an answer to a score")
+    fence: Literal["call", "group"] = Field(
+        default="call", description="new delimiter around the text for each"
+    )
+    max_chars: StrictInt = Field(default=6000, gt=0, description="a longer text is truncated before judging")
+    max_queue: StrictInt = Field(
+        default=64,
+        gt=0,
+        description="queue length at which a group leaves the replica that has its prefix cached",
+    )
+    retries: StrictInt = Field(default=1, ge=0, description="retries of a judgment that failed")
+    timeout_s: StrictFloat = Field(
+        default=300.0,
+        gt=0,
+        description="timeout of one call: a completion, or a whole step when deterministic",
+    )
 
-    def __post_init__(self) -> None:
-        section = "judges.pools.<perspective>"
-        positive(section, self, "max_chars", "max_queue", "timeout_s")
-        at_least_zero(section, self, "retries")
-        one_of(section, self, "fence", "call", "group")
+
+@section("judges.ambiguity")
+class AmbiguityConfig:
+    """When a rollout is listed for people to read, in samples/ambiguous_*.jsonl."""
+
+    entropy: StrictFloat = Field(
+        default=0.9, ge=0, description="a judge's entropy, as a share of the uniform one"
+    )
+    disagreement: StrictFloat = Field(
+        default=0.5, ge=0, description="spread between empathy perspectives, as a share of the scale"
+    )
+    list_size: StrictInt = Field(
+        default=16, ge=0, description="rollouts a step at most, most ambiguous first"
+    )
 
 
 def _four_pools() -> dict[str, JudgePoolConfig]:
     names = ("resonation", "expression", "reception", "bystander")
-    return {name: JudgePoolConfig(engine=name) for name in names}
+    return {name: JudgePoolConfig() for name in names}
 
 
-def _four_engines() -> dict[str, JudgeEngineConfig]:
-    return {name: JudgeEngineConfig() for name in _four_pools()}
-
-
-@dataclass(frozen=True)
-class AmbiguityConfig:
-    """When a rollout is listed for people to read; `list_size` is how many a step at most."""
-
-    entropy: float = 0.9
-    disagreement: float = 0.5
-    list_size: int = 16
-
-    def __post_init__(self) -> None:
-        at_least_zero("judges.ambiguity", self, "entropy", "disagreement", "list_size")
-
-
-@dataclass(frozen=True)
+@section("judges")
 class JudgesConfig:
-    """The judge pools, the engines and endpoints they ask, and how much failure a run bears."""
+    """The judge pools, one for each perspective, and how much failure a run tolerates."""
 
-    engines: dict[str, JudgeEngineConfig] = field(default_factory=_four_engines)
-    endpoints: dict[str, JudgeEndpointConfig] = field(default_factory=dict)
-    pools: dict[str, JudgePoolConfig] = field(default_factory=_four_pools)
-    max_failure_rate: float = 0.5
-    failure_window: int = 4
-    ambiguity: AmbiguityConfig = field(default_factory=AmbiguityConfig)
-
-    def __post_init__(self) -> None:
-        twice = sorted(self.engines.keys() & self.endpoints.keys())
-        require(not twice, "judges.endpoints", "names that no engine has", ", ".join(twice))
-        for name, pool in self.pools.items():
-            known = ", ".join(sorted(self.engines | self.endpoints)) or "none"
-            key = f"judges.pools.{name}.engine"
-            there = pool.engine in self.engines or pool.engine in self.endpoints
-            require(there, key, f"one of judges.engines or judges.endpoints ({known})", pool.engine)
-            endpoint = self.endpoints.get(pool.engine)
-            seen = endpoint is None or endpoint.logprobs or pool.scoring.mode != "expected"
-            expected = "reasoned or sampled with an endpoint that gives no logprobs"
-            require(seen, f"judges.pools.{name}.scoring.mode", expected, pool.scoring.mode)
-        positive("judges", self, "failure_window")
-        require(0 < self.max_failure_rate <= 1, "judges.max_failure_rate", "in (0, 1]", self.max_failure_rate)
-
-    def replicas(self, pool: JudgePoolConfig) -> int:
-        """How many judges a pool has: one for each replica of its engine."""
-        engine = self.engines.get(pool.engine)
-        return engine.replicas if engine else 1
-
-    def model(self, pool: JudgePoolConfig) -> str:
-        """Who judges: the model of a pool's engine or endpoint."""
-        return (self.engines.get(pool.engine) or self.endpoints[pool.engine]).model
+    pools: dict[str, JudgePoolConfig] = Field(
+        default_factory=_four_pools, description="one for each perspective; null removes a default one"
+    )
+    max_failure_rate: StrictFloat = Field(
+        default=0.5, gt=0, le=1, description="share of a perspective's judgments above which the run stops"
+    )
+    failure_window: StrictInt = Field(default=4, gt=0, description="steps that this share is taken over")
+    ambiguity: AmbiguityConfig = Field(
+        default_factory=AmbiguityConfig, description="rollouts listed for people to read"
+    )

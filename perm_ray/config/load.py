@@ -1,138 +1,125 @@
-"""Loading: schema defaults <- a YAML file <- `a.b=c` overrides, into one frozen `Config`.
+"""Load a configuration: schema defaults, then a YAML file or a mapping, then `a.b=c` overrides.
 
-The only user of OmegaConf, and quick to import: every verb of the command line parses and validates
-here before anything heavy is loaded. The keys of each layer are checked against the schema by hand,
-so that a mistake is reported with its full dotted path, where it was made and the nearest valid key;
-OmegaConf converts the values, merges the layers and builds the dataclasses.
+Quick to import: every verb of the command line validates here before anything heavy is loaded.
+OmegaConf reads and merges; the schema validates once, at the end. Layers simply merge, dicts too; an
+entry that is `null` is removed (`judges.pools.bystander: null`).
 
-Two rules to know:
-
-- A file that names any entry of `judges.engines` (or of `judges.pools`) replaces that whole default
-  set: a file with one engine `shared` has one engine, not five. Of the default engines that it does
-  not name, those that none of its pools asks are left out: pools that ask endpoints start no engine.
-  An override changes a single value of an entry that exists (`judges.pools.resonation.retries=2`).
-- `${...}` is refused. It would let a file read the environment, and secrets with it; YAML anchors
-  (`&judge`, `*judge`) repeat a value as well.
+`${...}` is refused. It would let a file read the environment, and secrets with it; YAML anchors
+(`&judge`, `*judge`) repeat a value as well.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-import functools
 import io
 import re
-import types
 import typing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, read_write
-from omegaconf.errors import GrammarParseError, OmegaConfBaseException
-from yaml import MarkedYAMLError, YAMLError
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import GrammarParseError
+from pydantic import TypeAdapter, ValidationError
 
-from perm_ray.config.judges import JudgePoolConfig
+from perm_ray.config import CONFIGS
 from perm_ray.config.redact import REDACTED, is_secret_key, redact, redact_text
 from perm_ray.config.schema import Config
+from perm_ray.config.section import (
+    children,
+    config_error,
+    entry_type,
+    expected,
+    hint_at,
+    plain_types,
+    sections,
+    unknown_key,
+)
 from perm_ray.errors import ConfigError
 
-# The dicts whose entries are sections of their own.
-_ENTRY_SETS = ("judges.engines", "judges.endpoints", "judges.pools")
 _OVERRIDE = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=.*", re.DOTALL)
 _NO_INTERPOLATION = (
     "${...} is not read, since it could read the environment; secrets are given as names of environment "
     "variables, and values are repeated with YAML anchors."
 )
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
-def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
-    """The configuration of a run. Raises ConfigError, in one sentence, for anything wrong in it."""
-    current = OmegaConf.structured(Config)
-    if path is not None:
-        current = _with_file(current, Path(path))
+def load_config(
+    source: str | Path | Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
+) -> Config:
+    """Build the configuration of a run.
+
+    Args:
+        source: A YAML file, the bare name of a shipped one ("local"), or a mapping of sections.
+        overrides: Texts such as "run.steps=20", the last one first in rank.
+
+    Raises:
+        ConfigError: In one sentence, for anything wrong in it.
+    """
+    layers = []
+    merged = _default_entries()
+    if source is not None:
+        layers.append(_file_layer(source))
+        merged = _merge(merged, layers[0].tree)
     for override in overrides:
-        current = _with_override(current, override)
-    config = OmegaConf.to_object(current)
-    assert isinstance(config, Config)
-    return config
+        layers.append(_override_layer(override, merged))
+        merged = _merge(merged, layers[-1].tree)
+    try:
+        return TypeAdapter(Config).validate_python(_without_removed(merged, Config))
+    except ValidationError as error:
+        raise config_error(error, Config, where=lambda key: _where(layers, key)) from None
 
 
 def dump_config(config: Config) -> str:
-    """`config` as YAML, in the schema's order and without secrets: load_config reads it back."""
+    """Return `config` as YAML, in the schema's order and without secrets: load_config reads it back."""
     return OmegaConf.to_yaml(OmegaConf.create(typing.cast(dict, redact(config.as_dict()))))
 
 
-def _with_file(current: DictConfig, path: Path) -> DictConfig:
-    where = f"in {path}"
-    layer = _Layer(where, entries=None).section(_read(path), Config, "")
-    for key in _ENTRY_SETS:
-        section_key, _, name = key.rpartition(".")
-        if _lookup(layer, key):
-            section = OmegaConf.select(current, section_key)
-            with read_write(section):
-                section[name] = {}
-    _leave_out_engines(current, layer)
-    merged = _merged(current, layer)
-    _require_engines(merged, layer, where)
-    return merged
+@dataclass(frozen=True)
+class _Layer:
+    """One source of values; `where` goes into messages."""
+
+    where: str
+    tree: dict[str, Any]
 
 
-def _leave_out_engines(current: DictConfig, layer: Mapping[str, object]) -> None:
-    """Default engines that nobody asks would only take memory."""
-    pools = _lookup(layer, "judges.pools")
-    if isinstance(pools, Mapping) and pools and not _lookup(layer, "judges.engines"):
-        asked = {pool.get("engine", JudgePoolConfig.engine) for pool in pools.values()}
-        with read_write(current.judges):
-            engines = current.judges.engines
-            current.judges.engines = {name: engines[name] for name in engines if name in asked}
+def _merge(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    return typing.cast(dict, OmegaConf.to_container(OmegaConf.merge(one, other)))
 
 
-def _require_engines(merged: DictConfig, layer: Mapping[str, object], where: str) -> None:
-    """The replacing rule surprises someone who only wants to change a rubric: say what to do."""
-    pools = _lookup(layer, "judges.pools")
-    for name, pool in pools.items() if isinstance(pools, Mapping) else ():
-        known = (*merged.judges.engines, *merged.judges.endpoints)
-        if "engine" not in pool and JudgePoolConfig.engine not in known:
+def _default_entries() -> dict[str, Any]:
+    """Return the names of the default entries; the schema has their values."""
+    config = Config()
+    return {
+        "models": {name: {} for name in config.models},
+        "judges": {"pools": {name: {} for name in config.judges.pools}},
+    }
+
+
+def _file_layer(source: str | Path | Mapping[str, Any]) -> _Layer:
+    if isinstance(source, Mapping):
+        return _Layer("in the mapping", _checked(source, Config, "", "in the mapping"))
+    path, shipped = Path(source), CONFIGS / f"{source}.yaml"
+    if not path.is_file():
+        if not shipped.is_file():
+            names = ", ".join(sorted(each.stem for each in CONFIGS.glob("*.yaml")))
             raise ConfigError(
-                f"judges.pools.{name} {where} needs an engine: a file that names a pool replaces all four "
-                f"default pools. To change one value, use an override such as judges.pools.{name}.retries=2."
+                f"There is no configuration file at {path}, nor a shipped one of that name ({names}): check "
+                "the path."
             )
-
-
-def _with_override(current: DictConfig, override: str) -> DictConfig:
-    key, is_given, _ = override.partition("=")
-    secret = is_given and is_secret_key(key.rpartition(".")[2])
-    shown = f"{key}={REDACTED}" if secret else redact_text(override)
-    if not _OVERRIDE.fullmatch(override):
-        raise ConfigError(f"Override {shown!r} cannot be read: expected a.b=c, for example run.steps=10.")
-    try:
-        tree = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
-    except YAMLError as error:
-        problem = _problem(error).partition(": ")[2]
-        raise ConfigError(f"The value of override {shown!r} is not valid YAML: {problem}.") from error
-    except GrammarParseError as error:
-        raise ConfigError(f"Override {shown!r}: {_NO_INTERPOLATION}") from error
-    entries = {key: tuple(OmegaConf.select(current, key)) for key in _ENTRY_SETS}
-    layer = _Layer(f"in the override {shown!r}", entries).section(tree, Config, "")
-    return _merged(current, layer)
-
-
-def _merged(current: DictConfig, layer: Mapping[str, object]) -> DictConfig:
-    merged = OmegaConf.merge(current, layer)
-    assert isinstance(merged, DictConfig)
-    return merged
+        path = shipped
+    return _Layer(f"in {path}", _checked(_read(path), Config, "", f"in {path}"))
 
 
 def _read(path: Path) -> object:
-    if not path.is_file():
-        raise ConfigError(f"There is no configuration file at {path}: check the path.")
     try:
         text = path.read_text(encoding="utf-8")
         return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8.") from error
-    except YAMLError as error:
+    except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {_problem(error)}.") from error
     except GrammarParseError as error:
         raise ConfigError(f"In {path}: {_NO_INTERPOLATION}") from error
@@ -140,124 +127,127 @@ def _read(path: Path) -> object:
         raise ConfigError(f"{path} cannot be read as sections of keys and values: {error}.") from error
 
 
+def _override_layer(override: str, current: dict[str, Any]) -> _Layer:
+    key, is_given, text = override.partition("=")
+    parts = key.split(".")
+    secret = is_given and (is_secret_key(parts[-1]) or parts[-1].endswith("_env"))
+    shown = f"{key}={REDACTED}" if secret else redact_text(override)
+    if not _OVERRIDE.fullmatch(override):
+        raise ConfigError(f"Override {shown!r} cannot be read: expected a.b=c, for example run.steps=10.")
+    where = f"in the override {shown!r}"
+    _require_known(parts, current, where)
+    try:
+        value = _parsed(text, hint_at(Config, parts)[0])
+    except yaml.YAMLError as error:
+        problem = _problem(error).partition(": ")[2]
+        raise ConfigError(f"The value of override {shown!r} is not valid YAML: {problem}.") from error
+    for part in reversed(parts):
+        value = {part: value}
+    return _Layer(where, _checked(value, Config, "", where))
+
+
+def _require_known(parts: list[str], current: dict[str, Any], where: str) -> None:
+    """Refuse an override of a key that does not exist, or of one value of an entry that does not."""
+    tree: Any = current
+    for depth, part in enumerate(parts):
+        hint = hint_at(Config, parts[:depth])[0]
+        fields, entry = children(hint), entry_type(hint)
+        if fields and part not in fields:
+            raise unknown_key(".".join(parts), where, Config)
+        if sections(entry) and depth < len(parts) - 1 and part not in tree:
+            section, nearest = ".".join(parts[:depth]), difflib.get_close_matches(part, tree, n=1)
+            advice = f"did you mean {section}.{nearest[0]}" if nearest else f"there are {', '.join(tree)}"
+            raise ConfigError(f"Unknown key {section}.{part} {where}: {advice}.")
+        tree = tree.get(part) or {} if isinstance(tree, Mapping) else {}
+
+
+def _parsed(text: str, hint: Any) -> Any:
+    """Take text literally where the key is text, and as YAML 1.2 elsewhere."""
+    kinds = plain_types(hint)
+    if text == "null" and type(None) in kinds:
+        return None
+    is_text = any(kind is str or isinstance(next(iter(typing.get_args(kind)), None), str) for kind in kinds)
+    return text if is_text else yaml.load(text, Loader=_Yaml12Loader)
+
+
+class _Yaml12Loader(yaml.SafeLoader):
+    """The core schema of YAML 1.2: `no` is text, and `0123` is 123."""
+
+    yaml_implicit_resolvers: typing.ClassVar[dict[str, Any]] = {}  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def construct_yaml_int(self, node: Any) -> int:
+        text = self.construct_scalar(node)
+        return int(text, 0) if text.startswith(("0o", "0x")) else int(text)
+
+    def construct_yaml_float(self, node: Any) -> float:
+        return float(self.construct_scalar(node).lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", "~nN"),
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+     "-+.0123456789"),
+):  # fmt: skip
+    _Yaml12Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), [*_first]
+    )
+_Yaml12Loader.add_constructor("tag:yaml.org,2002:int", _Yaml12Loader.construct_yaml_int)
+_Yaml12Loader.add_constructor("tag:yaml.org,2002:float", _Yaml12Loader.construct_yaml_float)
+
+
 def _problem(error: Exception) -> str:
-    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"line {error.problem_mark.line + 1}: {error.problem or error.context}"
     return str(error).splitlines()[0]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Layer:
-    """One source of values, checked against the schema. `where` goes into messages; `entries` has the
-    names that exist in each entry set, or None when the layer may name new ones."""
-
-    where: str
-    entries: Mapping[str, Collection[str]] | None
-
-    def section(self, tree: object, schema: type, key: str) -> dict[str, object]:
-        """The values that `tree` gives for a section; a section left empty gives none."""
-        hints = typing.get_type_hints(schema)
-        checked: dict[str, object] = {}
-        for name, value in self._items(tree, key, ", ".join(hints)):
+def _checked(tree: Any, hint: Any, key: str, where: str) -> Any:
+    """Return a layer as plain values; sections left empty are dropped. Refuses what OmegaConf would read."""
+    if isinstance(tree, Mapping):
+        result = {}
+        for name, value in tree.items():
             full = f"{key}.{name}" if key else str(name)
-            if not isinstance(name, str) or name not in hints:
-                raise ConfigError(f"Unknown key {full} {self.where}: {_nearest(full, list(hints))}.")
-            hint = hints[name]
-            if dataclasses.is_dataclass(hint):
-                checked[name] = self.section(value, typing.cast(type, hint), full)
-            elif typing.get_origin(hint) is dict:
-                checked[name] = self._entries(value, typing.get_args(hint)[1], full)
-            else:
-                checked[name] = self._value(value, hint, full)
-        return checked
-
-    def _entries(self, tree: object, hint: type, key: str) -> dict[str, object]:
-        checked: dict[str, object] = {}
-        for name, value in self._items(tree, key, "names of your choice"):
-            full = f"{key}.{name}"
             if not isinstance(name, str):
-                raise ConfigError(f"{full} {self.where} must be a name: put {name!r} in quotes.")
-            known = None if self.entries is None else self.entries.get(key)
-            if known is not None and name not in known:
-                raise ConfigError(f"Unknown key {full} {self.where}: {_nearest(full, list(known))}.")
-            is_section = dataclasses.is_dataclass(hint)
-            checked[name] = self.section(value, hint, full) if is_section else self._value(value, hint, full)
-        return checked
-
-    def _items(self, tree: object, key: str, names: str) -> list[tuple[object, object]]:
+                raise ConfigError(f"{full} {where} must be a name: put {name!r} in quotes.")
+            inner = hint_at(hint, [name])[0]
+            if value is not None or entry_type(hint) or not (sections(inner) or entry_type(inner)):
+                result[name] = _checked(value, inner, full, where)
+        return result
+    if not key:
         if tree is None:
-            return []
-        if not isinstance(tree, Mapping):
-            what = f"{key} {self.where}" if key else f"The configuration {self.where}"
-            found = redact_text(repr(tree))
-            raise ConfigError(f"{what} must be a section with keys ({names}), found {found}.")
-        return list(tree.items())
-
-    def _value(self, value: object, hint: object, key: str) -> object:
-        for text in _texts(value):
-            if "${" in text:
-                raise ConfigError(f"{key} {self.where} holds {text!r}: {_NO_INTERPOLATION}")
-        found = redact_text(repr(value))
-        wrong = f"{key} must be {_expected(hint)}, found {found} {self.where}."
-        if value == "???":  # OmegaConf's mark of a missing value would pass any type
-            raise ConfigError(wrong)
-        try:
-            merged = OmegaConf.merge(_typed(hint), {"value": value})
-        except (OmegaConfBaseException, TypeError) as error:  # TypeError: a mapping given for a tuple
-            raise ConfigError(wrong) from error
-        return OmegaConf.to_container(merged)["value"]  # type: ignore[index, call-overload]
+            return {}
+        shown = redact_text(repr(tree))
+        raise ConfigError(f"The configuration {where} must be {expected(Config)}, found {shown}.")
+    if isinstance(tree, list | tuple):
+        return [_checked(each, None, key, where) for each in tree]
+    if isinstance(tree, str) and "${" in tree:
+        raise ConfigError(f"{key} {where} holds {redact_text(tree)!r}: {_NO_INTERPOLATION}")
+    if tree == "???":  # OmegaConf's mark of a missing value
+        raise ConfigError(f"{key} must be {expected(hint)}, found '???' {where}: change it and start again.")
+    return str(tree) if isinstance(tree, Path) else tree
 
 
-@functools.cache
-def _typed(hint: object) -> DictConfig:
-    """A section with the one field `value` of a type: OmegaConf's conversion rules, one key at a time."""
-    probe = dataclasses.make_dataclass("Probe", [("value", typing.cast(type, hint))])
-    return OmegaConf.structured(probe)
+def _without_removed(tree: Any, hint: Any) -> Any:
+    """Return the merged layers without the entries of dict sections that are null."""
+    if not isinstance(tree, Mapping):
+        return tree
+    return {
+        name: _without_removed(value, hint_at(hint, [name])[0])
+        for name, value in tree.items()
+        if value is not None or not entry_type(hint)
+    }
 
 
-def _texts(value: object) -> list[str]:
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, Mapping):
-        return [text for pair in value.items() for part in pair for text in _texts(part)]
-    return [text for part in value for text in _texts(part)] if isinstance(value, list | tuple) else []
-
-
-def _expected(hint: object) -> str:
-    args = typing.get_args(hint)
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        kinds = [_WORDS[arg] for arg in args if arg is not type(None)]
-        return " or ".join([*kinds, "null"])
-    if typing.get_origin(hint) is tuple:
-        return "a list of names" if args[-1] is Ellipsis else f"a list of {len(args)} numbers"
-    return _WORDS[typing.cast(type, hint)]
-
-
-def _nearest(key: str, siblings: list[str]) -> str:
-    """The advice for an unknown key: the nearest one beside it, else the nearest anywhere."""
-    parent, _, name = key.rpartition(".")
-    prefix = f"{parent}." if parent else ""
-    beside = difflib.get_close_matches(name, siblings, n=1)
-    if beside:
-        return f"did you mean {prefix}{beside[0]}"
-    everywhere = _leaf_keys(Config, "")
-    named = [path for path in everywhere if path.rpartition(".")[2] == name]
-    anywhere = named or difflib.get_close_matches(key, everywhere, n=1, cutoff=0.75)
-    if anywhere:
-        return f"did you mean {anywhere[0]}"
-    return f"the keys of {parent or 'a configuration'} are {', '.join(siblings)}"
-
-
-def _leaf_keys(schema: type, prefix: str) -> list[str]:
-    keys: list[str] = []
-    for name, hint in typing.get_type_hints(schema).items():
-        nested = dataclasses.is_dataclass(hint)
-        keys += _leaf_keys(typing.cast(type, hint), f"{prefix}{name}.") if nested else [f"{prefix}{name}"]
-    return keys
-
-
-def _lookup(tree: Mapping[str, object], key: str) -> object:
-    value: object = tree
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
+def _where(layers: Sequence[_Layer], key: str) -> str:
+    """Return the last layer that sets a dotted key, or what holds it."""
+    for layer in reversed(layers):
+        tree: Any = layer.tree
+        for part in key.split("."):
+            if not isinstance(tree, Mapping) or part not in tree:
+                break
+            tree = tree[part]
+        else:
+            return layer.where
+    return ""

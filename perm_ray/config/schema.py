@@ -1,227 +1,174 @@
-"""The configuration, as typed sections: every key, its default and its bounds.
+"""The configuration, as typed sections: every key, its default, its bounds and what it is for.
 
-A component receives its own section, never the whole. Sections are frozen; a value out of bounds
-raises `ConfigError` when the section is built. `configs/base.yaml` shows the same keys and defaults
-with a comment each (a test keeps the two equal); `load.py` merges files and `a.b=c` overrides.
+A component receives its own section, never the whole. Sections are frozen; a value out of bounds raises
+`ConfigError`, also when `dataclasses.replace` copies a section. `configs/base.yaml` and the reference page
+are written from here by `python -m perm_ray.config.generate`; `load.py` merges files and overrides.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
-from typing import Optional
+from typing import Literal, Self
 
-from perm_ray.config.checks import at_least_zero, one_of, positive, require
-from perm_ray.config.engines import BUILTIN_MODEL, EngineConfig
-from perm_ray.config.judges import JudgesConfig
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, model_validator
+
+from perm_ray.config.engines import BUILTIN_MODEL, EndpointModel, EngineConfig, EngineModel, Model
+from perm_ray.config.judges import JudgePoolConfig, JudgesConfig
+from perm_ray.config.records import CheckpointConfig, EvaluationConfig, TrackingConfig
+from perm_ray.config.section import require, section
 from perm_ray.config.training import RewardConfig, SyncConfig, TrainerConfig
 
 
-@dataclass(frozen=True)
+@section("run")
 class RunConfig:
-    """What is run, for how long, and where its files go."""
+    """The name of a run, its length, its seed and its directory."""
 
-    name: Optional[str] = None
-    dir: str = "runs"
-    steps: int = 100
-    seed: int = 42
-    deterministic: bool = False
+    name: str | None = Field(
+        default=None, description="name of the run and of its directory; null: perm-<date>-<time>"
+    )
+    dir: str = Field(default="runs", min_length=1, description="where run directories are made")
+    steps: StrictInt = Field(default=100, gt=0, description="training steps")
+    seed: StrictInt = Field(
+        default=42, ge=0, lt=2**31, description="seed of sampling, data order and initial states"
+    )
+    deterministic: StrictBool = Field(default=False, description="bitwise reproducible on a CPU, and slower")
 
-    def __post_init__(self) -> None:
-        positive("run", self, "steps")
-        if self.name is not None:
-            safe = all(c.isalnum() or c in "._-" for c in self.name) and self.name[:1].isalnum()
-            require(safe, "run.name", "letters, digits, '.', '_' and '-' only", self.name)
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        name = self.name
+        safe = name is None or (all(c.isalnum() or c in "._-" for c in name) and name[:1].isalnum())
+        require(safe, "name", "null, or letters, digits, '.', '_' and '-' only", name)
+        return self
 
 
-@dataclass(frozen=True)
+@section("ray")
 class RayConfig:
-    """Which Ray cluster: `address: null` starts a private one on this machine."""
+    """The Ray cluster: `address: null` starts a private one on this machine."""
 
-    address: Optional[str] = None
-    num_cpus: Optional[int] = None
-    object_store_gb: float = 1.0
-    startup_timeout_s: float = 300.0
-    layout: str = "separate"
-    share_gpus: bool = False
+    address: str | None = Field(
+        default=None, min_length=1, description='cluster to join, such as "auto"; null: a private one'
+    )
+    num_cpus: StrictInt | None = Field(
+        default=None, description="CPU slots of the private cluster; null: as many as the actors ask for"
+    )
+    object_store_gb: StrictFloat = Field(default=1.0, gt=0, description="object store of the private cluster")
+    startup_timeout_s: StrictFloat = Field(
+        default=300.0, gt=0, description="timeout for the cluster to have what the run asks for"
+    )
+    layout: Literal["separate", "colocated"] = Field(
+        default="separate",
+        description="each pool by itself, or replica i of all pools on a node",
+    )
+    share_gpus: StrictBool = Field(default=False, description="engines may ask for a fraction of a GPU")
 
-    def __post_init__(self) -> None:
-        positive("ray", self, "object_store_gb", "startup_timeout_s")
-        one_of("ray", self, "layout", "separate", "colocated")
 
-
-@dataclass(frozen=True)
+@section("policy")
 class PolicyConfig:
-    """The model that is trained: a built-in name, a folder or a hub id."""
+    """The model that is trained."""
 
-    model: str = BUILTIN_MODEL
+    model: str = Field(
+        default=BUILTIN_MODEL, min_length=1, description="a built-in name, a folder or a hub id"
+    )
 
 
-@dataclass(frozen=True)
+@section("data")
 class DataConfig:
     """Scenario files (JSONL), or `builtin:train` and `builtin:heldout`."""
 
-    train: str = "builtin:train"
-    heldout: str = "builtin:heldout"
+    train: str = Field(default="builtin:train", min_length=1, description="training scenarios")
+    heldout: str = Field(
+        default="builtin:heldout", min_length=1, description="scenarios of the evaluation, never trained on"
+    )
 
 
-@dataclass(frozen=True)
+@section("prompt")
 class PromptConfig:
-    """How a scenario is put to the policy."""
+    """The prompt that the policy gets for a scenario."""
 
-    template: Optional[str] = None
-    prefix: str = ""
-    max_tokens: int = 1024
+    template: str | None = Field(
+        default=None, min_length=1, description="prompt template file; null: built in"
+    )
+    prefix: str = Field(default="", description='prefill of the answer ("# Analysis" helps a small model)')
+    max_tokens: StrictInt = Field(default=1024, gt=0, description="the longest prompt, in tokens")
+    enable_thinking: StrictBool | None = Field(
+        default=None, description="passed to the chat template; null: what the template does by itself"
+    )
 
-    def __post_init__(self) -> None:
-        positive("prompt", self, "max_tokens")
 
-
-@dataclass(frozen=True)
+@section("rollout")
 class RolloutConfig:
-    """How much is sampled each step, and by what."""
+    """How much is sampled each step, and by which engines."""
 
-    prompts_per_step: int = 8
-    completions_per_prompt: int = 8
-    max_completion_tokens: int = 1024
-    max_resamples: int = 0
-    temperature: float = 1.0
-    top_p: float = 1.0
-    timeout_s: float = 900.0
-    engine: EngineConfig = field(default_factory=EngineConfig)
+    prompts_per_step: StrictInt = Field(default=8, gt=0, description="scenarios in a step")
+    completions_per_prompt: StrictInt = Field(
+        default=8, description="group size: the answers to each scenario"
+    )
+    max_completion_tokens: StrictInt = Field(default=1024, gt=0, description="an answer is truncated there")
+    max_resamples: StrictInt = Field(
+        default=0, ge=0, description="rounds that replace groups of equal rewards by further prompts"
+    )
+    temperature: StrictFloat = Field(default=1.0, gt=0, description="sampling temperature")
+    top_p: StrictFloat = Field(
+        default=1.0, gt=0, le=1, description="nucleus sampling; below 1 costs speed on a CPU"
+    )
+    timeout_s: StrictFloat = Field(default=900.0, gt=0, description="timeout of all completions of a step")
+    engine: EngineConfig = Field(default_factory=EngineConfig, description="the vLLM engines that sample")
 
-    def __post_init__(self) -> None:
-        positive("rollout", self, "prompts_per_step", "max_completion_tokens", "temperature")
-        positive("rollout", self, "top_p", "timeout_s")
-        at_least_zero("rollout", self, "max_resamples")
-        require(
-            self.completions_per_prompt >= 2,
-            "rollout.completions_per_prompt",
-            "2 or more (advantages compare a completion with its group)",
-            self.completions_per_prompt,
-        )
-        require(self.top_p <= 1, "rollout.top_p", "at most 1", self.top_p)
-
-
-@dataclass(frozen=True)
-class ProbeConfig:
-    """Probing the judges while training. `every: 0` turns it off; `rise_threshold` is a share of the
-    scale: an attack score that has risen by so much since the first time is flagged."""
-
-    every: int = 0
-    rise_threshold: float = 0.1
-
-    def __post_init__(self) -> None:
-        at_least_zero("evaluation.probes", self, "every")
-        key = "evaluation.probes.rise_threshold"
-        require(0 < self.rise_threshold <= 1, key, "in (0, 1]", self.rise_threshold)
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        expected = "2 or more (advantages compare a completion with its group)"
+        size = self.completions_per_prompt
+        require(size >= 2, "completions_per_prompt", expected, size)
+        return self
 
 
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """The judged reward on held-out scenarios. `num_scenarios: 0` turns it off."""
-
-    num_scenarios: int = 16
-    completions_per_prompt: int = 1
-    every: int = 0
-    probes: ProbeConfig = field(default_factory=ProbeConfig)
-
-    def __post_init__(self) -> None:
-        at_least_zero("evaluation", self, "num_scenarios", "every")
-        positive("evaluation", self, "completions_per_prompt")
+def _one_model() -> dict[str, Model]:
+    return {"judge": EngineModel()}
 
 
-@dataclass(frozen=True)
-class SamplesConfig:
-    """Rollouts shown in MLflow: `count` of them every `every` steps. `every: 0` turns it off."""
-
-    every: int = 10
-    count: int = 12
-
-    def __post_init__(self) -> None:
-        at_least_zero("tracking.samples", self, "every")
-        positive("tracking.samples", self, "count")
-
-
-@dataclass(frozen=True)
-class TrackingConfig:
-    """MLflow. `mlflow_uri: null` is an sqlite file in the run directory."""
-
-    mlflow: bool = True
-    mlflow_uri: Optional[str] = None
-    experiment: str = "perm_ray"
-    samples: SamplesConfig = field(default_factory=SamplesConfig)
-    register_model: Optional[str] = None
-
-    def __post_init__(self) -> None:
-        name = self.register_model
-        plain = name is None or (bool(name.strip()) and not set(name) & set("/:"))
-        require(plain, "tracking.register_model", "a name without '/' and ':'", name)
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """Checkpoints every `every` steps (0: only the last one), and which of them are kept: the newest
-    `keep`, those of every `keep_every`-th step, and the `keep_best` with the highest held-out reward."""
-
-    every: int = 50
-    keep: int = 2
-    keep_every: int = 0
-    keep_best: int = 0
-
-    def __post_init__(self) -> None:
-        at_least_zero("checkpoint", self, "every", "keep_every", "keep_best")
-        positive("checkpoint", self, "keep")
-
-
-@dataclass(frozen=True)
+@section("")
 class Config:
-    """The whole configuration. Hand a component its own section, never this."""
+    """The whole configuration. Hand a component its own section, unless it asks models by name."""
 
-    run: RunConfig = field(default_factory=RunConfig)
-    ray: RayConfig = field(default_factory=RayConfig)
-    policy: PolicyConfig = field(default_factory=PolicyConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    prompt: PromptConfig = field(default_factory=PromptConfig)
-    rollout: RolloutConfig = field(default_factory=RolloutConfig)
-    judges: JudgesConfig = field(default_factory=JudgesConfig)
-    rewards: RewardConfig = field(default_factory=RewardConfig)
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    sync: SyncConfig = field(default_factory=SyncConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    run: RunConfig = Field(default_factory=RunConfig, description="name, length, seed and directory")
+    ray: RayConfig = Field(default_factory=RayConfig, description="the Ray cluster")
+    models: dict[str, Model] = Field(
+        default_factory=_one_model,
+        description="models that are asked by name; started only when somebody asks",
+    )
+    policy: PolicyConfig = Field(default_factory=PolicyConfig, description="the model that is trained")
+    data: DataConfig = Field(default_factory=DataConfig, description="scenario files (JSONL)")
+    prompt: PromptConfig = Field(default_factory=PromptConfig, description="the policy's prompt")
+    rollout: RolloutConfig = Field(default_factory=RolloutConfig, description="sampling")
+    judges: JudgesConfig = Field(default_factory=JudgesConfig, description="judge pools")
+    rewards: RewardConfig = Field(default_factory=RewardConfig, description="from judgments to advantages")
+    trainer: TrainerConfig = Field(default_factory=TrainerConfig, description="DeepSpeed ranks")
+    sync: SyncConfig = Field(
+        default_factory=SyncConfig, description="weight sync, trainer to rollout engines"
+    )
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="held-out reward")
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="MLflow")
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="checkpoints")
 
-    def __post_init__(self) -> None:
-        needed = self.prompt.max_tokens + self.rollout.max_completion_tokens
-        length = self.rollout.engine.max_model_len
-        require(
-            needed <= length,
-            "rollout.engine.max_model_len",
-            f"at least prompt.max_tokens + rollout.max_completion_tokens = {needed}",
-            length,
-        )
-
-        completions = self.rollout.prompts_per_step * self.rollout.completions_per_prompt
-        require(
-            self.trainer.objective.minibatches <= completions,
-            "trainer.objective.minibatches",
-            f"at most the completions of a step, {completions}",
-            self.trainer.objective.minibatches,
-        )
-        require(
-            (self.rollout.engine.num_gpus > 0) == (self.trainer.num_gpus > 0),
-            "trainer.num_gpus",
-            "0 or more than 0 together with rollout.engine.num_gpus (weights go from one to the other)",
-            self.trainer.num_gpus,
-        )
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self._check_pools()
         self._check_gpus()
-        adapter_only = self.sync.adapter_only
+        rollout, trainer, lora = self.rollout, self.trainer, self.trainer.lora
+        needed, length = self.prompt.max_tokens + rollout.max_completion_tokens, rollout.engine.max_model_len
+        expected = f"at least prompt.max_tokens + rollout.max_completion_tokens = {needed}"
+        require(needed <= length, "rollout.engine.max_model_len", expected, length)
+        completions, minibatches = (
+            rollout.prompts_per_step * rollout.completions_per_prompt,
+            trainer.objective.minibatches,
+        )
+        expected = f"at most the completions of a step, {completions}"
+        require(minibatches <= completions, "trainer.objective.minibatches", expected, minibatches)
         require(
-            not adapter_only or (self.trainer.lora.rank > 0 and self.trainer.num_gpus == 0),
+            not self.sync.adapter_only or (lora.rank > 0 and trainer.num_gpus == 0),
             "sync.adapter_only",
             "false unless trainer.lora.rank is set, and on GPUs (their transfer takes whole weights)",
-            adapter_only,
+            self.sync.adapter_only,
         )
         evaluated = self.evaluation.every if self.evaluation.num_scenarios else 0
         require(
@@ -231,26 +178,57 @@ class Config:
             "with the highest held-out reward)",
             self.checkpoint.keep_best,
         )
+        return self
+
+    def _check_pools(self) -> None:
+        """Refuse a pool whose model is not there, or cannot do what its scoring asks for."""
+        for name, pool in self.judges.pools.items():
+            key, known = f"judges.pools.{name}", ", ".join(sorted(self.models)) or "none"
+            require(pool.model in self.models, f"{key}.model", f"one of models ({known})", pool.model)
+            model, mode = self.models[pool.model], pool.scoring.mode
+            seen = isinstance(model, EngineModel) or model.logprobs or mode != "expected"
+            expected = "reasoned or sampled with an endpoint that gives no logprobs"
+            require(seen, f"{key}.scoring.mode", expected, mode)
 
     def _check_gpus(self) -> None:
-        """A fraction of a GPU is asked for on purpose only, and never by a trainer rank."""
-        require(
-            self.trainer.num_gpus % 1 == 0,
-            "trainer.num_gpus",
-            "a whole number (two processes on one GPU cannot form a NCCL group)",
-            self.trainer.num_gpus,
-        )
-        sampling = {"rollout.engine": self.rollout.engine.num_gpus}
-        judging = {f"judges.engines.{name}": e.num_gpus for name, e in self.judges.engines.items()}
-        for key, num_gpus in (sampling | judging).items():
+        """Refuse a GPU's fraction unless shared on purpose, and a trainer on other devices than sampling."""
+        rollout, trainer = self.rollout.engine, self.trainer
+        expected = "0 or more than 0 together with rollout.engine.num_gpus (weights go from one to the other)"
+        both = (rollout.num_gpus > 0) == (trainer.num_gpus > 0)
+        require(both, "trainer.num_gpus", expected, trainer.num_gpus)
+        engines = {f"models.{name}": engine for name, engine in self.judge_engines.items()}
+        for key, engine in {"rollout.engine": rollout, **engines}.items():
             require(
-                num_gpus % 1 == 0 or self.ray.share_gpus,
+                engine.num_gpus % 1 == 0 or self.ray.share_gpus,
                 f"{key}.num_gpus",
                 "a whole number unless ray.share_gpus is true (engines on one GPU also share its memory: "
                 "lower gpu_memory_utilization of each)",
-                num_gpus,
+                engine.num_gpus,
             )
 
+    @property
+    def judge_engines(self) -> dict[str, EngineModel]:
+        """The engines of ours that some pool asks, by name, in the order of `models`."""
+        return {name: each for name, each in self._asked() if isinstance(each, EngineModel)}
+
+    @property
+    def judge_endpoints(self) -> dict[str, EndpointModel]:
+        """The endpoints that some pool asks, by name, in the order of `models`."""
+        return {name: each for name, each in self._asked() if isinstance(each, EndpointModel)}
+
+    def model_of(self, pool: JudgePoolConfig) -> EngineModel | EndpointModel:
+        """Return the model that a pool asks; its name there is `model_of(pool).model`."""
+        return self.models[pool.model]
+
+    def replicas_of(self, pool: JudgePoolConfig) -> int:
+        """Return how many judges a pool has: one for each replica of its engine, one for an endpoint."""
+        model = self.model_of(pool)
+        return model.replicas if isinstance(model, EngineModel) else 1
+
     def as_dict(self) -> dict[str, object]:
-        """The configuration as plain nested values, for files and reports."""
+        """Return the configuration as plain nested values, for files and reports."""
         return dataclasses.asdict(self)
+
+    def _asked(self) -> list[tuple[str, EngineModel | EndpointModel]]:
+        asked = {pool.model for pool in self.judges.pools.values()}
+        return [(name, model) for name, model in self.models.items() if name in asked]

@@ -2,106 +2,130 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Optional
+from typing import Literal, Self
 
-from perm_ray.config.checks import at_least_zero, custom_resources, one_of, positive, require
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, model_validator
+
+from perm_ray.config.engines import custom_resources
+from perm_ray.config.section import Positive, require, section
 
 
-@dataclass(frozen=True)
+@section("rewards")
 class RewardConfig:
     """PERM's reward: empathy + bystander + length (arXiv 2601.10532)."""
 
-    combine: str = "harmonic"
-    weights: dict[str, float] = field(default_factory=dict)
-    bystander_coef: float = 0.5
-    length_coef: float = 0.001
-    length_free_tokens: int = 768
-    missing_section: str = "floor"
-    score_map: Optional[str] = None
-    truncated: str = "keep"
-    truncated_penalty: float = 0.5
-    composition: str = "sum_then_normalize"
-    advantage_baseline: str = "mean"
-    advantage_scaling: str = "group"
+    combine: Literal["harmonic", "mean", "geometric"] = Field(
+        default="harmonic", description="mean of the three empathy scores"
+    )
+    weights: dict[str, Positive] = Field(
+        default_factory=dict,
+        description="weight of each perspective in it, e.g. {reception: 2.0}; 1.0 if not named",
+    )
+    bystander_coef: StrictFloat = Field(default=0.5, ge=0, description="bystander = coef * (total / 100 - 1)")
+    length_coef: StrictFloat = Field(
+        default=0.001, ge=0, description="length penalty per token beyond length_free_tokens"
+    )
+    length_free_tokens: StrictInt = Field(default=768, ge=0, description="tokens without a length penalty")
+    missing_section: Literal["floor", "mask"] = Field(
+        default="floor", description="an answer without both sections: the lowest score, or no training on it"
+    )
+    score_map: str | None = Field(
+        default=None,
+        min_length=1,
+        description="file of `perm-ray judge calibrate --fit-map`: rewards of scores as people give them",
+    )
+    truncated: Literal["keep", "mask", "penalise"] = Field(
+        default="keep", description="an answer truncated at max_completion_tokens"
+    )
+    truncated_penalty: StrictFloat = Field(
+        default=0.5, gt=0, description="penalty of a truncated answer (penalise)"
+    )
+    composition: Literal["sum_then_normalize", "normalize_then_sum"] = Field(
+        default="sum_then_normalize",
+        description="normalise the summed reward, or each part in its group (GDPO)",
+    )
+    advantage_baseline: Literal["mean", "leave_one_out"] = Field(
+        default="mean",
+        description="baseline of the advantage: the group's mean, or of the others in it (RLOO)",
+    )
+    advantage_scaling: Literal["group", "batch", "none"] = Field(
+        default="group", description="divide by the standard deviation of the group, of the batch, or not"
+    )
 
-    def __post_init__(self) -> None:
-        one_of("rewards", self, "combine", "harmonic", "mean", "geometric")
-        one_of("rewards", self, "missing_section", "floor", "mask")
-        one_of("rewards", self, "truncated", "keep", "mask", "penalise")
-        one_of("rewards", self, "composition", "sum_then_normalize", "normalize_then_sum")
-        one_of("rewards", self, "advantage_baseline", "mean", "leave_one_out")
-        one_of("rewards", self, "advantage_scaling", "group", "batch", "none")
-        at_least_zero("rewards", self, "bystander_coef", "length_coef", "length_free_tokens")
-        positive("rewards", self, "truncated_penalty")
-        normalized = self.composition == "normalize_then_sum"
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        chosen = (self.advantage_baseline, self.advantage_scaling)
         require(
-            not normalized or (self.advantage_baseline, self.advantage_scaling) == ("mean", "group"),
-            "rewards.advantage_baseline and advantage_scaling",
+            self.composition == "sum_then_normalize" or chosen == ("mean", "group"),
+            "advantage_baseline and advantage_scaling",
             "mean and group with normalize_then_sum, which normalises by itself",
-            (self.advantage_baseline, self.advantage_scaling),
+            chosen,
         )
         require(
-            self.advantage_baseline == "mean" or self.advantage_scaling != "group",
-            "rewards.advantage_scaling",
+            chosen != ("leave_one_out", "group"),
+            "advantage_scaling",
             "none or batch with leave_one_out (a group's deviation would bring each reward back into its own "
             "baseline)",
             self.advantage_scaling,
         )
-        for name, weight in self.weights.items():
-            require(weight > 0, f"rewards.weights.{name}", "greater than 0", weight)
+        return self
 
 
-@dataclass(frozen=True)
+@section("trainer.objective")
 class ObjectiveConfig:
-    """What the trainer minimises, and in how many updates a step (formulas: `trainer/losses.py`).
+    """The loss, and in how many updates a step it is minimised (formulas: `trainer/losses.py`).
 
     `mismatch` is none because a synchronous step with one update is on-policy but for the numerics of two
     engines, and those are watched (`policy/mismatch_*`). TRL's default, to mask sequences of a ratio over 3,
     would drop long answers by chance: at 0.05 nats a token, the ratio of 1,000 tokens is off by exp(1.6).
     """
 
-    loss: str = "dapo"
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    dual_clip: Optional[float] = None
-    constant_length: int = 1024
-    kl_coef: float = 0.01
-    kl_estimator: str = "k3"
-    kl_ratio_weighted: bool = False
-    entropy_coef: float = 0.0
-    epochs: int = 1
-    minibatches: int = 1
-    mismatch: str = "none"
-    mismatch_low: float = 0.0
-    mismatch_high: float = 3.0
+    loss: Literal["dapo", "grpo", "dr_grpo", "gspo", "cispo"] = Field(
+        default="dapo", description="policy loss"
+    )
+    clip_low: StrictFloat = Field(
+        default=0.2, gt=0, description="the importance ratio is clipped below 1 - clip_low"
+    )
+    clip_high: StrictFloat = Field(default=0.2, gt=0, description="and above 1 + clip_high")
+    dual_clip: StrictFloat | None = Field(
+        default=None, description="cap of the ratio where the advantage is negative; null: none"
+    )
+    constant_length: StrictInt = Field(
+        default=1024, gt=0, description="divisor of dr_grpo; as a rule rollout.max_completion_tokens"
+    )
+    kl_coef: StrictFloat = Field(
+        default=0.01,
+        ge=0,
+        description="weight of the KL divergence from the reference model; 0: no reference",
+    )
+    kl_estimator: Literal["k1", "k2", "k3"] = Field(default="k3", description="estimator of that divergence")
+    kl_ratio_weighted: StrictBool = Field(
+        default=False, description="weigh it by the ratio, which makes its gradient right off-policy"
+    )
+    entropy_coef: StrictFloat = Field(default=0.0, ge=0, description="weight of the entropy bonus")
+    epochs: StrictInt = Field(default=1, gt=0, description="passes over a step's rollouts")
+    minibatches: StrictInt = Field(default=1, gt=0, description="updates in each pass")
+    mismatch: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = Field(
+        default="none", description="importance sampling correction of sampler against trainer"
+    )
+    mismatch_low: StrictFloat = Field(default=0.0, ge=0, lt=1, description="lower bound of that ratio")
+    mismatch_high: StrictFloat = Field(default=3.0, gt=1, description="upper bound of that ratio")
 
-    def __post_init__(self) -> None:
-        section = "trainer.objective"
-        one_of(section, self, "loss", "dapo", "grpo", "dr_grpo", "gspo", "cispo")
-        one_of(section, self, "kl_estimator", "k1", "k2", "k3")
-        modes = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
-        one_of(section, self, "mismatch", "none", *modes)
-        positive(section, self, "clip_low", "clip_high", "constant_length", "epochs", "minibatches")
-        at_least_zero(section, self, "kl_coef", "entropy_coef")
+    @model_validator(mode="after")
+    def _check(self) -> Self:
         require(
             self.dual_clip is None or (self.dual_clip > 1 + self.clip_high and self.loss != "cispo"),
-            f"{section}.dual_clip",
+            "dual_clip",
             "null, or more than 1 + clip_high with a loss other than cispo (which has a cap of its own)",
             self.dual_clip,
         )
         require(
             self.kl_coef == 0 or self.kl_estimator != "k1" or self.kl_ratio_weighted,
-            f"{section}.kl_estimator",
+            "kl_estimator",
             "k2 or k3 unless kl_ratio_weighted is true (the gradient of k1 alone is zero on average)",
             self.kl_estimator,
         )
-        require(
-            0 <= self.mismatch_low < 1 < self.mismatch_high,
-            f"{section}.mismatch_low and mismatch_high",
-            "bounds with 1 between them (a ratio of 1 is perfect agreement)",
-            (self.mismatch_low, self.mismatch_high),
-        )
+        return self
 
     @property
     def updates(self) -> int:
@@ -109,119 +133,137 @@ class ObjectiveConfig:
         return self.epochs * self.minibatches
 
 
-@dataclass(frozen=True)
+@section("trainer.lora")
 class LoraConfig:
     """A low-rank adapter that is trained in the policy's stead. `rank: 0` trains all weights."""
 
-    rank: int = 0
-    alpha: float = 32.0
-    dropout: float = 0.0
-    targets: tuple[str, ...] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
+    rank: StrictInt = Field(default=0, ge=0, description="rank of the adapter; 0: all weights are trained")
+    alpha: StrictFloat = Field(default=32.0, gt=0, description="the adapter is scaled by alpha / rank")
+    dropout: StrictFloat = Field(
+        default=0.0, ge=0, lt=1, description="dropout of the adapter's input in training"
+    )
+    targets: tuple[str, ...] = Field(
+        default=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        min_length=1,
+        description="layers that get one",
     )
 
-    def __post_init__(self) -> None:
-        at_least_zero("trainer.lora", self, "rank")
-        positive("trainer.lora", self, "alpha")
-        require(0 <= self.dropout < 1, "trainer.lora.dropout", "in [0, 1)", self.dropout)
-        require(len(self.targets) > 0, "trainer.lora.targets", "at least one layer's name", self.targets)
 
-
-@dataclass(frozen=True)
+@section("trainer.limits")
 class LimitsConfig:
-    """What a healthy step stays under (null: no limit), and whether passing it warns or stops the run."""
+    """Limits of a healthy step (null: no limit), and whether passing one warns or stops the run."""
 
-    grad_norm: Optional[float] = None
-    kl: Optional[float] = None
-    action: str = "warn"
+    grad_norm: StrictFloat | None = Field(default=None, gt=0, description="gradient norm before clipping")
+    kl: StrictFloat | None = Field(default=None, gt=0, description="KL divergence from the reference model")
+    logprob_diff: StrictFloat | None = Field(
+        default=None,
+        gt=0,
+        description="mean difference of log-probabilities between sampler and trainer, in nats",
+    )
+    action: Literal["warn", "stop"] = Field(
+        default="warn", description="past a limit: warn, or stop and leave the batch to be replayed"
+    )
 
-    def __post_init__(self) -> None:
-        for name in ("grad_norm", "kl"):
-            value = getattr(self, name)
-            require(value is None or value > 0, f"trainer.limits.{name}", "null or greater than 0", value)
-        one_of("trainer.limits", self, "action", "warn", "stop")
 
-
-@dataclass(frozen=True)
+@section("trainer")
 class TrainerConfig:
     """The DeepSpeed ranks; what they minimise is `objective`."""
 
-    num_ranks: int = 1
-    num_cpus: float = 2.0
-    num_gpus: float = 0.0
-    num_threads: int = 2
-    resources: dict[str, float] = field(default_factory=dict)
-    dtype: str = "bfloat16"
-    zero_stage: int = 2
-    offload_optimizer: bool = False
-    offload_reference: bool = False
-    lora: LoraConfig = field(default_factory=LoraConfig)
-    micro_batch_tokens: int = 4096
-    share_prompts: bool = True
-    gradient_checkpointing: bool = True
-    lr: float = 1e-6
-    schedule: str = "constant"
-    warmup_ratio: float = 0.1
-    warmup_steps: Optional[int] = None
-    min_lr_ratio: float = 0.0
-    ema_decay: float = 0.0
-    weight_decay: float = 0.0
-    adam_betas: tuple[float, float] = (0.9, 0.999)
-    max_grad_norm: float = 1.0
-    limits: LimitsConfig = field(default_factory=LimitsConfig)
-    start_timeout_s: float = 300.0
-    step_timeout_s: float = 1800.0
-    collective_timeout_s: float = 300.0
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    num_ranks: StrictInt = Field(default=1, gt=0, description="DeepSpeed ranks (data parallel)")
+    num_cpus: StrictFloat = Field(default=2.0, ge=0, description="cores of each rank")
+    num_gpus: StrictFloat = Field(default=0.0, ge=0, description="GPUs of each rank")
+    num_threads: StrictInt = Field(default=2, gt=0, description="torch threads of each rank")
+    resources: dict[str, Positive] = Field(
+        default_factory=dict, description="custom Ray resources that each rank takes, e.g. {trainer: 1}"
+    )
+    dtype: Literal["bfloat16", "float32"] = Field(default="bfloat16", description="of the weights")
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        default=2, description="DeepSpeed ZeRO stage; 0 with float32 only"
+    )
+    offload_optimizer: StrictBool = Field(
+        default=False, description="offload the optimizer's state to host memory; GPUs only"
+    )
+    offload_reference: StrictBool = Field(
+        default=False, description="offload the reference model to host memory between uses; GPUs only"
+    )
+    lora: LoraConfig = Field(
+        default_factory=LoraConfig, description="a low-rank adapter instead of all weights"
+    )
+    micro_batch_tokens: StrictInt = Field(
+        default=4096, gt=0, description="tokens in one forward and backward pass"
+    )
+    share_prompts: StrictBool = Field(
+        default=True, description="compute a prompt once for its completions in a micro-batch"
+    )
+    gradient_checkpointing: StrictBool = Field(default=True, description="less memory, a third more time")
+    lr: StrictFloat = Field(default=1e-6, gt=0, description="peak learning rate of AdamW")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="learning rate schedule after the warm-up"
+    )
+    warmup_ratio: StrictFloat = Field(
+        default=0.1, ge=0, le=1, description="share of the steps that is warm-up"
+    )
+    warmup_steps: StrictInt | None = Field(
+        default=None, ge=0, description="warm-up steps; null: by warmup_ratio"
+    )
+    min_lr_ratio: StrictFloat = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="final learning rate of linear and cosine, as a share of the peak",
+    )
+    ema_decay: StrictFloat = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="decay of a moving average of the weights, which is exported; 0: none",
+    )
+    weight_decay: StrictFloat = Field(
+        default=0.0, ge=0, description="weight decay of AdamW; norms and biases: none"
+    )
+    adam_betas: tuple[StrictFloat, StrictFloat] = Field(default=(0.9, 0.999), description="betas of AdamW")
+    max_grad_norm: StrictFloat = Field(default=1.0, gt=0, description="gradient clipping: the largest norm")
+    limits: LimitsConfig = Field(default_factory=LimitsConfig, description="limits of a healthy step")
+    start_timeout_s: StrictFloat = Field(default=300.0, gt=0, description="timeout for loading the model")
+    step_timeout_s: StrictFloat = Field(default=1800.0, gt=0, description="timeout of one training step")
+    collective_timeout_s: StrictFloat = Field(
+        default=300.0, gt=0, description="timeout of a collective operation"
+    )
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig, description="loss and updates")
 
-    def __post_init__(self) -> None:
-        positive("trainer", self, "num_ranks", "num_threads", "micro_batch_tokens", "lr")
-        positive("trainer", self, "max_grad_norm")
-        positive("trainer", self, "start_timeout_s", "step_timeout_s", "collective_timeout_s")
-        at_least_zero("trainer", self, "num_cpus", "num_gpus", "weight_decay")
-        custom_resources("trainer", self.resources)
-        one_of("trainer", self, "dtype", "bfloat16", "float32")
-        one_of("trainer", self, "zero_stage", 0, 1, 2, 3)
-        one_of("trainer", self, "schedule", "constant", "linear", "cosine")
-        require(0 <= self.warmup_ratio <= 1, "trainer.warmup_ratio", "in [0, 1]", self.warmup_ratio)
-        require(0 <= self.min_lr_ratio <= 1, "trainer.min_lr_ratio", "in [0, 1]", self.min_lr_ratio)
-        require(0 <= self.ema_decay < 1, "trainer.ema_decay", "in [0, 1)", self.ema_decay)
-        steps = self.warmup_steps
-        require(steps is None or steps >= 0, "trainer.warmup_steps", "0 or more, or null", steps)
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        custom_resources(self.resources)
         for name in ("offload_optimizer", "offload_reference"):
-            require(
-                self.num_gpus > 0 or not getattr(self, name),
-                f"trainer.{name}",
-                "false without trainer.num_gpus (there is no device memory to free)",
-                getattr(self, name),
-            )
+            value = getattr(self, name)
+            expected = "false without trainer.num_gpus (there is no device memory to free)"
+            require(self.num_gpus > 0 or not value, name, expected, value)
         require(
             self.zero_stage > 0 or not self.offload_optimizer,
-            "trainer.zero_stage",
+            "zero_stage",
             "1, 2 or 3 with trainer.offload_optimizer",
             self.zero_stage,
         )
         require(
             not (self.dtype == "bfloat16" and self.zero_stage == 0),
-            "trainer.zero_stage",
+            "zero_stage",
             "1, 2 or 3 with bfloat16 (DeepSpeed 0.19 takes a wrong first Adam step at stage 0)",
             self.zero_stage,
         )
+        expected = "a whole number (two processes on one GPU cannot form a NCCL group)"
+        require(self.num_gpus % 1 == 0, "num_gpus", expected, self.num_gpus)
+        return self
 
 
-@dataclass(frozen=True)
+@section("sync")
 class SyncConfig:
     """Weight sync, trainer to rollout engines."""
 
-    chunk_mb: int = 64
-    adapter_only: bool = False
-    timeout_s: float = 120.0
-
-    def __post_init__(self) -> None:
-        positive("sync", self, "chunk_mb", "timeout_s")
+    chunk_mb: StrictInt = Field(
+        default=64, gt=0, description="chunk size of the weights on their way to the engines"
+    )
+    adapter_only: StrictBool = Field(
+        default=False,
+        description="send the LoRA adapter only, which each engine merges into its copy; CPUs only",
+    )
+    timeout_s: StrictFloat = Field(default=120.0, gt=0, description="timeout of a whole weight sync")

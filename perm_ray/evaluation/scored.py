@@ -15,8 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from perm_ray.config.judges import JudgesConfig
-from perm_ray.config.training import RewardConfig
+from perm_ray.config.schema import Config
 from perm_ray.data.items import make_scenario
 from perm_ray.data.tables import Problems, Row, json_rows
 from perm_ray.errors import DataError
@@ -48,22 +47,21 @@ class ScoredItem:
 
 
 def setup_of(
-    judges: JudgesConfig,
-    rewards: RewardConfig,
-    seed: int,
+    config: Config,
     perspectives: Mapping[str, Perspective],
     score_maps: Mapping[str, ScoreMap],
 ) -> Setup:
     """The setup of a configuration. What changes speed alone (replicas, timeouts) does not enter, nor do
     the settings of rewards that a text of unknown origin has no use for (length, advantages)."""
     named, whole = {}, []
-    for name, pool in sorted(judges.pools.items()):
+    rewards = config.rewards
+    for name, pool in sorted(config.judges.pools.items()):
         rubric = perspectives[name].rubric
-        named[name] = f"{judges.model(pool)}, {pool.scoring.mode}, rubric {rubric.digest()}"
+        named[name] = f"{config.model_of(pool).model}, {pool.scoring.mode}, rubric {rubric.digest()}"
         whole.append([name, named[name], asdict(rubric), asdict(pool.scoring), pool.fence, pool.max_chars])
     maps = {name: asdict(score_map) for name, score_map in sorted(score_maps.items())}
     reward = [rewards.combine, rewards.weights, rewards.bystander_coef, maps]
-    content = json.dumps([whole, reward, seed], sort_keys=True, default=list)
+    content = json.dumps([whole, reward, config.run.seed], sort_keys=True, default=list)
     return Setup(hashlib.sha256(content.encode()).hexdigest()[:12], named)
 
 

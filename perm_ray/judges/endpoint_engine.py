@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from perm_ray.config.judges import JudgeEndpointConfig
+from perm_ray.config.engines import EndpointModel
 from perm_ray.judges.asking import (
     Answer,
     EngineReply,
@@ -36,7 +36,7 @@ class JudgeEndpoint:
     """Made an actor by `pool.py`; one client of one endpoint. `key` is the driver's, where it has one: the
     node of the actor need not."""
 
-    def __init__(self, name: str, config: JudgeEndpointConfig, seed: int, key: str | None = None) -> None:
+    def __init__(self, name: str, config: EndpointModel, seed: int, key: str | None = None) -> None:
         if key is not None and config.api_key_env is not None:
             os.environ.setdefault(config.api_key_env, key)
         self._name = name

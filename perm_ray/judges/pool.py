@@ -11,7 +11,9 @@ from typing import Any
 import ray
 
 from perm_ray.cluster.calls import wait_all
-from perm_ray.config.judges import JudgePoolConfig, JudgesConfig
+from perm_ray.config.engines import EndpointModel
+from perm_ray.config.judges import JudgePoolConfig
+from perm_ray.config.schema import Config
 from perm_ray.judges.actor import JudgeActor
 from perm_ray.judges.endpoint_engine import JudgeEndpoint
 from perm_ray.judges.engine import JudgeEngine
@@ -37,7 +39,7 @@ class JudgeEnginePool:
 
     def __init__(
         self,
-        judges: JudgesConfig,
+        config: Config,
         model_dirs: Mapping[str, Path],
         seed: int,
         deterministic: bool,
@@ -45,28 +47,28 @@ class JudgeEnginePool:
     ) -> None:
         self._actors: dict[str, list[Any]] = {}
         engine_actor: Any = ray.remote(JudgeEngine)
-        for name, config in judges.engines.items():
+        for name, engine in config.judge_engines.items():
             options = {
-                "num_cpus": config.num_cpus,
-                "num_gpus": config.num_gpus,
-                "resources": config.resources,
+                "num_cpus": engine.num_cpus,
+                "num_gpus": engine.num_gpus,
+                "resources": engine.resources,
                 "max_concurrency": 1000,
-                "runtime_env": {"env_vars": engine_env(config)},
+                "runtime_env": {"env_vars": engine_env(engine)},
                 **_REPLACED_BY_RAY,
             }
             self._actors[name] = [
                 engine_actor.options(
                     name=engine_actor_name(name, i), scheduling_strategy=place, **options
-                ).remote(model_dirs[name], config, seed, deterministic)
+                ).remote(model_dirs[name], engine, seed, deterministic)
                 for i, place in enumerate(scheduling[name])
             ]
         endpoint_actor: Any = ray.remote(JudgeEndpoint)
-        for name, config in judges.endpoints.items():
+        for name, endpoint in config.judge_endpoints.items():
             actor = endpoint_actor.options(
                 name=engine_actor_name(name, 0), num_cpus=0, max_concurrency=1000, **_REPLACED_BY_RAY
             )
-            key = os.environ.get(config.api_key_env) if config.api_key_env else None
-            self._actors[name] = [actor.remote(name, config, seed, key)]
+            key = os.environ.get(endpoint.api_key_env) if endpoint.api_key_env else None
+            self._actors[name] = [actor.remote(name, endpoint, seed, key)]
 
     def starting(self) -> dict[str, ray.ObjectRef]:
         """A call for each engine that returns once it is up."""
@@ -89,21 +91,18 @@ class JudgeEnginePool:
 class JudgePool:
     """One perspective: a judge for each replica of its engine."""
 
-    def __init__(
-        self, perspective: Perspective, config: JudgePoolConfig, judges: JudgesConfig, seed: int
-    ) -> None:
+    def __init__(self, perspective: Perspective, pool: JudgePoolConfig, config: Config, seed: int) -> None:
         self.name = perspective.name
-        self.config = config
-        replicas = judges.replicas(config)
-        self.router = Router(replicas, config.max_queue)
-        supports_prefill = config.engine in judges.engines
-        if not supports_prefill:  # an endpoint bounds its calls itself
-            bound = judges.endpoints[config.engine].longest_call_s + 10.0
-            self.config = config = replace(config, timeout_s=max(config.timeout_s, bound))
-        judge = PromptedJudge(perspective, config, judges.model(config), seed, supports_prefill)
+        replicas, model = config.replicas_of(pool), config.model_of(pool)
+        if isinstance(model, EndpointModel):  # an endpoint bounds its calls itself
+            pool = replace(pool, timeout_s=max(pool.timeout_s, model.longest_call_s + 10.0))
+        self.config = pool
+        self.router = Router(replicas, pool.max_queue)
+        supports_prefill = not isinstance(model, EndpointModel)
+        judge = PromptedJudge(perspective, pool, model.model, seed, supports_prefill)
         actor = ray.remote(JudgeActor).options(num_cpus=0, max_concurrency=1000, **_REPLACED_BY_RAY)
         self._actors: list[Any] = [
-            actor.remote(judge, engine_actor_name(config.engine, replica)) for replica in range(replicas)
+            actor.remote(judge, engine_actor_name(pool.model, replica)) for replica in range(replicas)
         ]
 
     def starting(self) -> dict[str, ray.ObjectRef]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from perm_ray.cluster.calls import wait_all
 from perm_ray.cluster.placement import Places, check_local_resources, judge_demands, judge_role, reserve
@@ -38,16 +38,17 @@ def build_perspectives(judges: JudgesConfig) -> dict[str, Perspective]:
     return {name: load_perspective(name, pool.rubric, pool.max_chars) for name, pool in judges.pools.items()}
 
 
-def resolve_judges(judges: JudgesConfig) -> dict[str, Path]:
+def resolve_judges(config: Config) -> dict[str, Path]:
     """The model folder of each engine, found (or fetched, or converted) and checked."""
-    folders = {name: resolve_model(engine.model) for name, engine in judges.engines.items()}
+    engines = config.judge_engines
+    folders = {name: resolve_model(engine.model) for name, engine in engines.items()}
     for name, folder in folders.items():
-        check_context(folder, judges.engines[name].max_model_len, f"judges.engines.{name}.max_model_len")
+        check_context(folder, engines[name].max_model_len, f"models.{name}.max_model_len")
     return folders
 
 
 def check_judge_prompts(
-    judges: JudgesConfig,
+    config: Config,
     perspectives: Mapping[str, Perspective],
     folders: Mapping[str, Path],
     scenarios: Sequence[Scenario],
@@ -57,27 +58,27 @@ def check_judge_prompts(
     whose tokeniser cannot write the numbers."""
     longest = max(scenarios, key=lambda s: len(s.persona + s.situation + s.query))
     renderers = {folder: ChatRenderer(folder) for folder in set(folders.values())}
-    for name, pool in judges.pools.items():
-        if pool.engine not in judges.engines:
+    for name, pool in config.judges.pools.items():
+        engine = config.judge_engines.get(pool.model)
+        if engine is None:
             continue  # an endpoint: how long its context is, it says itself
-        renderer = renderers[folders[pool.engine]]
+        renderer = renderers[folders[pool.model]]
         question = perspectives[name].question(longest, "", make_fence(""))
         if pool.scoring.mode != "sampled":
             for each in modes.score_queries(question, question.opening):
                 value_tree(renderer, each.prefix, each.values)  # refuses a tokeniser that joins the two
         prompt_tokens = len(renderer.render(question.messages, question.opening))
         needed = prompt_tokens + text_tokens + modes.answer_tokens(question, pool.scoring)
-        found = judges.engines[pool.engine].max_model_len
-        if needed > found:
+        if needed > engine.max_model_len:
             raise ConfigError(
-                f"judges.engines.{pool.engine}.max_model_len must be at least {needed}, for {name}'s "
+                f"models.{pool.model}.max_model_len must be at least {needed}, for {name}'s "
                 f"rubric, the longest scenario, a text of {text_tokens} tokens and the answer, found "
-                f"{found}: raise it or shorten the rubric."
+                f"{engine.max_model_len}: raise it or shorten the rubric."
             )
 
 
 def start_judges(
-    judges: JudgesConfig,
+    config: Config,
     perspectives: Mapping[str, Perspective],
     folders: Mapping[str, Path],
     seed: int,
@@ -85,10 +86,13 @@ def start_judges(
     places: Places,
 ) -> JudgePanel:
     """Create every engine and judge; return at once (`JudgePanel.starting` says when they are up)."""
-    scheduling = {name: places.of(judge_role(name), e.replicas) for name, e in judges.engines.items()}
-    engines = JudgeEnginePool(judges, folders, seed, deterministic, scheduling)
-    pools = {name: JudgePool(perspectives[name], pool, judges, seed) for name, pool in judges.pools.items()}
-    timeouts = [engine.start_timeout_s for engine in judges.engines.values()]
+    asked = config.judge_engines
+    scheduling = {name: places.of(judge_role(name), engine.replicas) for name, engine in asked.items()}
+    engines = JudgeEnginePool(config, folders, seed, deterministic, scheduling)
+    pools = {
+        name: JudgePool(perspectives[name], pool, config, seed) for name, pool in config.judges.pools.items()
+    }
+    timeouts = [engine.start_timeout_s for engine in asked.values()]
     return JudgePanel(pools, perspectives, deterministic, engines, max(timeouts, default=60.0))
 
 
@@ -125,7 +129,9 @@ class Judges:
     """
 
     def __init__(
-        self, config: Config | str | Path | None = None, say: Callable[[str], None] | None = None
+        self,
+        config: Config | str | Path | Mapping[str, Any] | None = None,
+        say: Callable[[str], None] | None = None,
     ) -> None:
         self.config = config if isinstance(config, Config) else load_config(config)
         self._say = say or _say
@@ -135,14 +141,14 @@ class Judges:
 
     def __enter__(self) -> Self:
         config = self.config
-        rows = judge_demands(config.judges)
+        rows = judge_demands(config)
         check_local_resources(config.ray, rows)
-        folders = resolve_judges(config.judges)
+        folders = resolve_judges(config)
         try:
             start_ray(config.ray, rows)
             places = reserve(config.ray, rows, self._say)
             seed, deterministic = config.run.seed, config.run.deterministic
-            panel = start_judges(config.judges, self.perspectives, folders, seed, deterministic, places)
+            panel = start_judges(config, self.perspectives, folders, seed, deterministic, places)
             wait_all(panel.starting(), timeout_s=panel.start_timeout_s, doing="starting")
         except BaseException:
             stop_ray()

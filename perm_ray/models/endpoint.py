@@ -15,10 +15,10 @@ from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from perm_ray.config.judges import JudgeEndpointConfig
+from perm_ray.config.engines import EndpointModel
 from perm_ray.errors import ConfigError
 from perm_ray.models.endpoint_errors import WORTH_ANOTHER_TRY, Cause, EndpointError, explained
-from perm_ray.models.rate_limits import AdaptiveConcurrency, CircuitBreaker, Clock, RealClock, TokenBucket
+from perm_ray.models.rate_limits import AdaptiveConcurrency, Clock, RealClock, TokenBucket
 from perm_ray.types import NO_TOKENS, Message, TokenUsage
 
 if TYPE_CHECKING:
@@ -43,12 +43,11 @@ class EndpointReply:
 
 @dataclass(frozen=True, slots=True)
 class EndpointStats:
-    """What a client has seen: requests by what became of them, its concurrency and its breaker now."""
+    """What a client has seen: requests by what became of them, and its concurrency now."""
 
     ok: int
     failures: Mapping[str, int]
     concurrency: int
-    breaker: str
 
 
 class Endpoint:
@@ -57,7 +56,7 @@ class Endpoint:
     def __init__(
         self,
         name: str,
-        config: JudgeEndpointConfig,
+        config: EndpointModel,
         *,
         seed: int = 0,
         clock: Clock | None = None,
@@ -87,13 +86,12 @@ class Endpoint:
         self._requests = TokenBucket(config.rpm, self._clock)
         self._tokens = TokenBucket(config.tpm, self._clock)
         self._concurrency = AdaptiveConcurrency(config.max_concurrency)
-        self._breaker = CircuitBreaker(config.breaker_failures, config.breaker_cooldown_s, self._clock)
         self._ok = 0
         self._failures: Counter[str] = Counter()
 
     @property
     def stats(self) -> EndpointStats:
-        return EndpointStats(self._ok, dict(self._failures), self._concurrency.limit, self._breaker.state)
+        return EndpointStats(self._ok, dict(self._failures), self._concurrency.limit)
 
     async def check(self) -> None:
         """Query for the list of models, and for one token when that does not name ours: a wrong address, key
@@ -124,7 +122,7 @@ class Endpoint:
 
     def _unfit(self, error: EndpointError) -> ConfigError:
         return ConfigError(
-            f"judges.endpoints.{self._name} must be an endpoint that answers, found {error}: mend its "
+            f"models.{self._name} must be an endpoint that answers, found {error}: mend its "
             "base_url, model or api_key_env, or start it."
         )
 
@@ -169,7 +167,6 @@ class Endpoint:
     ) -> EndpointReply:
         """One request, in its turn."""
         try:
-            self._unless_open()
             async with self._concurrency.place(self._left(deadline)) as round_:
                 await self._allowance(estimate, deadline)
                 reply = await self._watched(self._request(body, deadline, attempt), round_)
@@ -185,22 +182,13 @@ class Endpoint:
         return reply
 
     async def _watched(self, request: Awaitable[EndpointReply], round_: int) -> EndpointReply:
-        """Make a request; what becomes of it moves the breaker and the concurrency."""
-        trial = self._breaker.begin()
+        """Make a request; what becomes of it moves the concurrency."""
         try:
             reply = await request
-        except asyncio.CancelledError:
-            self._breaker.undecided(trial)
-            raise
         except EndpointError as error:
             if error.cause in (Cause.TIMEOUT, Cause.SERVER_ERROR, Cause.RATE_LIMITED):
                 self._concurrency.trouble(round_)
-            if error.cause in (Cause.TIMEOUT, Cause.SERVER_ERROR, Cause.CONNECTION, Cause.MALFORMED):
-                self._breaker.failed(trial)
-            else:
-                self._breaker.undecided(trial)
             raise
-        self._breaker.succeeded(trial)
         self._concurrency.went_well()
         return reply
 
@@ -211,10 +199,6 @@ class Endpoint:
         except Exception as error:  # fault boundary: the library's errors and the network's become ours
             raise self._explained(error) from None
 
-    def _unless_open(self) -> None:
-        if self._breaker.state == "open":
-            raise EndpointError(Cause.CIRCUIT_OPEN, f"{self._name} only failed of late")
-
     async def _allowance(self, estimate: float, deadline: float) -> None:
         """Wait until `rpm` and `tpm` allow a request of about `estimate` tokens."""
         wait = max(self._requests.take(1), self._tokens.take(estimate))
@@ -223,7 +207,6 @@ class Endpoint:
                 raise EndpointError(Cause.TIMEOUT, f"{self._name} allows no request for {wait:.0f} s more")
             if wait > 0:
                 await self._clock.sleep(wait)
-            self._unless_open()
         except (EndpointError, asyncio.CancelledError):  # nothing is sent
             self._requests.give_back(1)
             self._tokens.give_back(estimate)
@@ -263,12 +246,12 @@ class Endpoint:
         return body
 
 
-def _key(name: str, config: JudgeEndpointConfig) -> str | None:
+def _key(name: str, config: EndpointModel) -> str | None:
     """The key from the environment; without the line's end that comes with reading it from a file."""
     if config.api_key_env is None:
         return None
     key = os.environ.get(config.api_key_env, "").strip()
-    expected = f"judges.endpoints.{name}.api_key_env must name an environment variable that holds the key"
+    expected = f"models.{name}.api_key_env must name an environment variable that holds the key"
     if not key:
         raise ConfigError(
             f"{expected}, found {config.api_key_env}, which is not set where the judge runs: export it."

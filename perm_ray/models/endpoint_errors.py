@@ -11,7 +11,7 @@ import math
 import time
 from enum import StrEnum
 
-from perm_ray.config.judges import JudgeEndpointConfig
+from perm_ray.config.engines import EndpointModel
 from perm_ray.config.redact import REDACTED, redact_text
 
 
@@ -25,7 +25,6 @@ class Cause(StrEnum):
     MALFORMED = "malformed"
     UNAUTHORIZED = "unauthorized"
     REFUSED = "refused"
-    CIRCUIT_OPEN = "circuit_open"
 
 
 WORTH_ANOTHER_TRY = frozenset(
@@ -46,7 +45,7 @@ class EndpointError(Exception):
         return f"{self.cause}: {self.message}"
 
 
-def explained(error: Exception, name: str, config: JudgeEndpointConfig, key: str | None) -> EndpointError:
+def explained(error: Exception, name: str, config: EndpointModel, key: str | None) -> EndpointError:
     """What a request to the endpoint `name` raised, as one of ours, in a sentence."""
     import openai
 

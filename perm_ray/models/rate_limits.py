@@ -1,4 +1,4 @@
-"""What keeps a client from overrunning a server: rates, concurrency and a circuit breaker.
+"""What keeps a client from overrunning a server: rates and concurrency.
 
 All of it is asyncio on one loop; the clock is a parameter, so that tests do not wait.
 """
@@ -118,47 +118,3 @@ class AdaptiveConcurrency:
             if not turn.done():
                 turn.set_result(None)
                 self._under_way += 1
-
-
-class CircuitBreaker:
-    """Stops asking a server that only fails: open after `failures` in a row, for `cooldown_s`; then one
-    request is let through, and what becomes of that one decides."""
-
-    def __init__(self, failures: int, cooldown_s: float, clock: Clock) -> None:
-        self._allowed = failures
-        self._cooldown_s = cooldown_s
-        self._clock = clock
-        self._in_a_row = 0
-        self._open_until: float | None = None
-        self._on_trial = False
-
-    @property
-    def state(self) -> str:
-        """closed, open or half-open."""
-        if self._open_until is None:
-            return "closed"
-        return "open" if self._clock.now() < self._open_until or self._on_trial else "half-open"
-
-    def begin(self) -> bool:
-        """Count a request that is made now, when the breaker is not open; True when it is the trial.
-
-        Pass the answer on to one of the three methods below.
-        """
-        trial = self.state == "half-open"
-        self._on_trial = self._on_trial or trial
-        return trial
-
-    def succeeded(self, trial: bool) -> None:
-        if trial or self._open_until is None:
-            self._in_a_row, self._open_until = 0, None
-        self._on_trial = self._on_trial and not trial
-
-    def failed(self, trial: bool) -> None:
-        self._in_a_row += 1
-        if trial or (self._open_until is None and self._in_a_row >= self._allowed):
-            self._open_until = self._clock.now() + self._cooldown_s
-        self._on_trial = self._on_trial and not trial
-
-    def undecided(self, trial: bool) -> None:
-        """It came to no end (cancelled), or to one that says nothing about the server's health."""
-        self._on_trial = self._on_trial and not trial

@@ -21,7 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perm_ray.config.judges import JudgesConfig
+from perm_ray.config.schema import Config
 from perm_ray.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -81,16 +81,16 @@ def load_score_maps(path: str | Path) -> dict[str, ScoreMap]:
 
 
 def score_maps_for(
-    path: str | None,
-    judges: JudgesConfig,
+    config: Config,
     perspectives: Mapping[str, Perspective],
     languages: Iterable[str | None],
 ) -> dict[str, ScoreMap]:
-    """The maps of the file at `path` (none without one), for use with these judges.
+    """Return the maps of the file at `rewards.score_map` (none without one), for use with these judges.
 
     `languages` are those of the data: a rubric may have a variant for each. Raises `ConfigError` for a
     map that was made with another judge model, scoring mode, scale or rubric.
     """
+    path = config.rewards.score_map
     maps = load_score_maps(path) if path is not None else {}
     tags = set(languages)
     for name, score_map in maps.items():
@@ -99,8 +99,8 @@ def score_maps_for(
                 f"rewards.score_map has a map of {name}, and judges.pools has no such perspective: calibrate "
                 "the judges you use."
             )
-        pool, perspective = judges.pools[name], perspectives[name]
-        _require_equal(name, "judge model", score_map.judge, judges.model(pool))
+        pool, perspective = config.judges.pools[name], perspectives[name]
+        _require_equal(name, "judge model", score_map.judge, config.model_of(pool).model)
         _require_equal(name, "scoring mode", score_map.mode, pool.scoring.mode)
         scale = (perspective.scale.low, perspective.scale.high)
         _require_equal(name, "scale", score_map.scale, scale)

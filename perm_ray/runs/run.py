@@ -218,7 +218,7 @@ def _start(
     judges = (
         OwnJudge(plan.judge)
         if plan.judge is not None
-        else start_judges(config.judges, plan.perspectives, models.judges, seed, deterministic, places)
+        else start_judges(config, plan.perspectives, models.judges, seed, deterministic, places)
     )
     training = places.of(TRAINER, config.trainer.num_ranks)
     temperature = config.rollout.temperature

@@ -80,9 +80,7 @@ def plan_run(config: Config, judge: Judge | None = None, reward: RewardFunction 
         train=train,
         heldout=heldout[: config.evaluation.num_scenarios],
         perspectives=perspectives,
-        score_maps={}
-        if judge is not None
-        else score_maps_for(config.rewards.score_map, config.judges, perspectives, languages),
+        score_maps={} if judge is not None else score_maps_for(config, perspectives, languages),
         template=load_template(config.prompt.template),
         judge=judge,
         reward=reward,
@@ -118,10 +116,10 @@ def prepare_models(plan: RunPlan) -> Models:
     check_context(policy, config.rollout.engine.max_model_len, "rollout.engine.max_model_len")
     judges: Mapping[str, Path] = {}
     if plan.judge is None:
-        judges = resolve_judges(config.judges)
+        judges = resolve_judges(config)
         scenarios = (*plan.train, *plan.heldout)
         longest = config.rollout.max_completion_tokens
-        check_judge_prompts(config.judges, plan.perspectives, judges, scenarios, longest)
+        check_judge_prompts(config, plan.perspectives, judges, scenarios, longest)
     renderer = ChatRenderer(policy)
 
     def prompts(scenarios: Sequence[Scenario]) -> Sequence[Prompt]:

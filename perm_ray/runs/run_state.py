@@ -26,7 +26,10 @@ RESUME_MAY_DIFFER = (
     *("*.replicas", "*.num_cpus", "*.num_gpus", "*.num_threads", "*.resources.*", "*.tensor_parallel_size"),
     *("*.max_num_seqs", "*.kv_cache_gb", "*.gpu_memory_utilization", "*.enforce_eager"),
     *("*.prefix_caching", "judges.pools.*.max_queue", "judges.ambiguity.*", "evaluation.probes.*"),
-    *(f"judges.endpoints.*.{key}" for key in ("base_url", "api_key_env", "max_*", "rpm", "tpm", "breaker_*")),
+    *(
+        f"models.*.{key}"
+        for key in ("base_url", "api_key_env", "max_concurrency", "max_retries", "rpm", "tpm")
+    ),
     *("trainer.num_ranks", "trainer.gradient_checkpointing", "trainer.limits.*"),
 )
 

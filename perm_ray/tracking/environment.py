@@ -84,7 +84,7 @@ def run_params(config: Config) -> dict[str, str]:
         "trainer.dtype": trainer.dtype,
     }
     for name, pool in config.judges.pools.items():
-        params[f"judges.{name}"] = f"{pool.engine}: {config.judges.model(pool)}"
+        params[f"judges.{name}"] = f"{pool.model}: {config.model_of(pool).model}"
     return {name: redact_text(str(value)) for name, value in params.items()}
 
 

@@ -91,7 +91,7 @@ def _judges(config: Config, policy: TrainedPolicy) -> str:
     rows = [
         (
             name,
-            f"`{config.judges.model(pool)}`",
+            f"`{config.model_of(pool).model}`",
             pool.scoring.mode,
             f"`{policy.contents.get(f'rubric of {name}', 'unknown')[:12]}`",
         )

@@ -67,7 +67,7 @@ def measure_of(config: Config, contents: Mapping[str, str]) -> str:
     parts = {
         "contents": {name: digest for name, digest in sorted(contents.items()) if name.startswith(kinds)},
         "judges": {
-            name: [config.judges.model(pool), asdict(pool.scoring)]
+            name: [config.model_of(pool).model, asdict(pool.scoring)]
             for name, pool in sorted(config.judges.pools.items())
         },
         "rewards": asdict(config.rewards),

@@ -21,16 +21,9 @@ rollout:
   completions_per_prompt: 4
   max_completion_tokens: 24
   engine: {{max_model_len: 4096, kv_cache_gb: 0.1}}
-judges:
-  max_failure_rate: 0.9
-  engines: {{}}
-  endpoints:
-    far: {{base_url: "{url}", model: fake, timeout_s: 2.0, max_retries: 1, breaker_failures: 1000}}
-  pools:
-    resonation: {{engine: far}}
-    expression: {{engine: far}}
-    reception: {{engine: far}}
-    bystander: {{engine: far}}
+models:
+  judge: {{base_url: "{url}", model: fake, timeout_s: 2.0, max_retries: 1}}
+judges: {{max_failure_rate: 0.9}}
 rewards: {{missing_section: mask}}
 trainer: {{micro_batch_tokens: 4096, lr: 1.0e-3, num_cpus: 1, num_threads: 1}}
 evaluation: {{num_scenarios: 0}}

@@ -13,9 +13,9 @@ import ray
 
 from perm_ray.cluster.calls import wait_all
 from perm_ray.cluster.placement import Places
-from perm_ray.config.engines import EngineConfig
-from perm_ray.config.judges import JudgeEngineConfig, JudgePoolConfig, JudgesConfig, ScoringConfig
-from perm_ray.config.schema import RolloutConfig
+from perm_ray.config.engines import EngineConfig, EngineModel
+from perm_ray.config.judges import JudgePoolConfig, JudgesConfig, ScoringConfig
+from perm_ray.config.schema import Config, RolloutConfig
 from perm_ray.config.training import LoraConfig, SyncConfig, TrainerConfig
 from perm_ray.data.prompts import build_prompts, load_template, split_sections
 from perm_ray.data.scenarios import load_scenarios
@@ -235,13 +235,13 @@ ANSWERS = [
 ]
 
 
-def judges_of(scoring: ScoringConfig) -> JudgesConfig:
+def judges_of(scoring: ScoringConfig) -> Config:
     """Four separate pools, each perspective with an engine of its own."""
-    engine = JudgeEngineConfig(model="tiny", max_model_len=8192, max_num_seqs=16, kv_cache_gb=0.1)
+    engine = EngineModel(model="tiny", max_model_len=8192, max_num_seqs=16, kv_cache_gb=0.1)
     pools = {
-        name: JudgePoolConfig(engine=name, scoring=scoring, timeout_s=60.0) for name in BUILTIN_PERSPECTIVES
+        name: JudgePoolConfig(model=name, scoring=scoring, timeout_s=60.0) for name in BUILTIN_PERSPECTIVES
     }
-    return JudgesConfig(engines=dict.fromkeys(BUILTIN_PERSPECTIVES, engine), pools=pools)
+    return Config(models=dict.fromkeys(BUILTIN_PERSPECTIVES, engine), judges=JudgesConfig(pools=pools))
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +249,7 @@ def four_pools(tiny_model: Path, ray_cluster: int) -> Iterator[JudgePanel]:
     config = judges_of(ScoringConfig(mode="expected", min_mass=0.0))
     folders: dict[str, Path] = dict.fromkeys(BUILTIN_PERSPECTIVES, tiny_model)
     judges = start_judges(
-        config, build_perspectives(config), folders, seed=1, deterministic=False, places=Places()
+        config, build_perspectives(config.judges), folders, seed=1, deterministic=False, places=Places()
     )
     wait_all(judges.starting(), timeout_s=300, doing="starting")
     yield judges
@@ -314,11 +314,11 @@ def test_the_probability_of_a_number_of_several_tokens_is_what_the_model_says(
 
 
 @pytest.mark.parametrize("mode", ["reasoned", "sampled"])
-def test_the_other_modes_on_the_same_engines(four_pools: JudgePanel, mode: str) -> None:
+def test_the_other_modes_on_the_same_engines(four_pools: JudgePanel, mode: Any) -> None:
     config = judges_of(ScoringConfig(mode=mode, min_mass=0.0, max_reason_tokens=12, num_samples=3))
     pools = {
         name: JudgePool(four_pools.perspectives[name], pool, config, seed=1)
-        for name, pool in config.pools.items()
+        for name, pool in config.judges.pools.items()
     }
     panel = JudgePanel(pools, four_pools.perspectives, deterministic=True)
     for found in judge(panel, 0, *ANSWERS).judgments.values():

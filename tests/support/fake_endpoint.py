@@ -1,7 +1,7 @@
 """A judge endpoint on loopback that misbehaves as it is told: real HTTP, made-up answers.
 
     with FakeEndpoint(answer=lambda request: "Score: 4", behaviour=faults(0.3, seed=1)) as endpoint:
-        JudgeEndpointConfig(base_url=endpoint.base_url, model="fake")
+        EndpointModel(base_url=endpoint.base_url, model="fake")
 
 It speaks `/v1/models` and `/v1/chat/completions`. Every fault is one that real endpoints have.
 """

@@ -13,14 +13,13 @@ rollout:
   completions_per_prompt: 3
   max_completion_tokens: 24
   engine: {{max_model_len: 4096, kv_cache_gb: 0.1}}
+models: {{judge: {{model: {model}, max_model_len: 8192, kv_cache_gb: 0.1}}}}
 judges:
-  engines:
-    shared: {{model: {model}, max_model_len: 8192, kv_cache_gb: 0.1}}
   pools:
-    resonation: {{engine: shared, scoring: {{mode: expected, min_mass: 0.0}}}}
-    expression: {{engine: shared, scoring: {{mode: expected, min_mass: 0.0}}}}
-    reception: {{engine: shared, scoring: {{mode: expected, min_mass: 0.0}}}}
-    bystander: {{engine: shared, scoring: {{mode: expected, min_mass: 0.0}}}}
+    resonation: {{scoring: {{mode: expected, min_mass: 0.0}}}}
+    expression: {{scoring: {{mode: expected, min_mass: 0.0}}}}
+    reception: {{scoring: {{mode: expected, min_mass: 0.0}}}}
+    bystander: {{scoring: {{mode: expected, min_mass: 0.0}}}}
 trainer: {{micro_batch_tokens: 4096, lr: 1.0e-3, num_cpus: 1, num_threads: 1}}
 evaluation: {{num_scenarios: 2}}
 checkpoint: {{every: 3}}

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -274,7 +275,7 @@ def test_an_advantage_that_is_not_finite_is_refused_with_the_name_of_its_rollout
         ("mask", None, "it was cut off after 3 tokens"),
     ],
 )
-def test_a_truncated_completion_is_kept_penalised_or_masked(how: str, second: float | None, why: str) -> None:
+def test_a_truncated_completion_is_kept_penalised_or_masked(how: Any, second: float | None, why: str) -> None:
     cut = replace(fake_completion("a", 1), finish_reason=FinishReason.LENGTH)
     rewards = RewardConfig(truncated=how, truncated_penalty=0.25)
     collected = collect(

@@ -140,13 +140,9 @@ def scales_of(texts: Sequence[str]) -> dict[str, Scale]:
 
 
 def only_needed(config: Config, perspectives: set[str]) -> Config:
-    """The configuration with the pools of `perspectives` alone, and the engines and endpoints they ask."""
-    judges = config.judges
-    pools = {name: pool for name, pool in judges.pools.items() if name in perspectives}
-    used = {pool.engine for pool in pools.values()}
-    engines = {name: engine for name, engine in judges.engines.items() if name in used}
-    endpoints = {name: endpoint for name, endpoint in judges.endpoints.items() if name in used}
-    return replace(config, judges=replace(judges, engines=engines, endpoints=endpoints, pools=pools))
+    """Return the configuration with the pools of `perspectives` alone: only models they ask are started."""
+    pools = {name: pool for name, pool in config.judges.pools.items() if name in perspectives}
+    return replace(config, judges=replace(config.judges, pools=pools))
 
 
 def write_report(

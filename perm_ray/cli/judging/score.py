@@ -75,8 +75,8 @@ def run(arguments: Sequence[str]) -> int:
     perspectives = build_perspectives(config.judges)
     check_perspectives(perspectives, config.rewards)
     languages = [item.scenario.language for item in items]
-    score_maps = score_maps_for(config.rewards.score_map, config.judges, perspectives, languages)
-    setup = setup_of(config.judges, config.rewards, config.run.seed, perspectives, score_maps)
+    score_maps = score_maps_for(config, perspectives, languages)
+    setup = setup_of(config, perspectives, score_maps)
     done = resume(options.output, items, setup, options.again)
     remaining = [item for item in items if item.item_id not in done]
     if done:

@@ -286,11 +286,9 @@ def _essentials(config: Config) -> tuple[tuple[str, str], ...]:
     run, rollout, trainer, rewards = config.run, config.rollout, config.trainer, config.rewards
     objective = trainer.objective
     weights = f"LoRA, rank {trainer.lora.rank}" if trainer.lora.rank else "all weights"
-    models = {name: engine.model for name, engine in config.judges.engines.items()}
-    models |= {name: endpoint.model for name, endpoint in config.judges.endpoints.items()}
     alike: dict[str, list[str]] = {}
     for name, pool in config.judges.pools.items():
-        alike.setdefault(f"{models.get(pool.engine, pool.engine)}, {pool.scoring.mode}", []).append(name)
+        alike.setdefault(f"{config.model_of(pool).model}, {pool.scoring.mode}", []).append(name)
     judges = [("judge", f"{judge}, of {', '.join(names)}") for judge, names in alike.items()]
     return (
         ("policy", config.policy.model),

@@ -22,10 +22,10 @@ ANSWER_S = 10.0
 def check_services(config: Config) -> Iterator[Finding]:
     """Models, endpoints and MLflow of a configuration."""
     models = {"policy": config.policy.model}
-    models |= {f"judge engine {name}": engine.model for name, engine in config.judges.engines.items()}
+    models |= {f"judge engine {name}": engine.model for name, engine in config.judge_engines.items()}
     for role, model in models.items():
         yield _model(role, model)
-    for name in config.judges.endpoints:
+    for name in config.judge_endpoints:
         yield _endpoint(config, name)
     yield _mlflow(config.tracking)
 
@@ -68,14 +68,14 @@ def _endpoint(config: Config, name: str) -> Finding:
     from perm_ray.models.endpoint import Endpoint
 
     async def ask() -> None:
-        await Endpoint(name, config.judges.endpoints[name]).check()
+        await Endpoint(name, config.judge_endpoints[name]).check()
 
     subject = f"judge endpoint {name}"
     try:
         asyncio.run(ask())
     except ConfigError as error:
         return problem(subject, str(error), "mend it, or let the pools ask another engine")
-    return ok(subject, f"answers at {redact_text(config.judges.endpoints[name].base_url)}")
+    return ok(subject, f"answers at {redact_text(config.judge_endpoints[name].base_url)}")
 
 
 def _mlflow(config: TrackingConfig) -> Finding:

@@ -94,12 +94,12 @@ def gb(size: int) -> str:
 def make_plan(config: Config, machine: Machine, rates: Mapping[str, float]) -> Plan:
     """`rates` are tokens a second of one GPU (or actor) by role, where they are known. Raises `ConfigError`
     and `ModelError`."""
-    judges = {name: model_shape(engine.model) for name, engine in config.judges.engines.items()}
+    judges = {name: model_shape(engine.model) for name, engine in config.judge_engines.items()}
     policy = model_shape(config.policy.model)
     check_trainer(config)
     check_engine("rollout.engine", config.rollout.engine, policy, machine.gpus_per_node)
-    for name, engine in config.judges.engines.items():
-        check_engine(f"judges.engines.{name}", engine, judges[name], machine.gpus_per_node)
+    for name, engine in config.judge_engines.items():
+        check_engine(f"models.{name}", engine, judges[name], machine.gpus_per_node)
     roles = _roles(config, machine, policy, judges)
     actors = [(f"{r.name} {i}", r.num_gpus) for r in roles if r.num_gpus > 0 for i in range(r.count)]
     seats = seat(actors, machine.gpus_per_node)
@@ -136,7 +136,7 @@ def _roles(
         _engine_role("rollout engine", model, policy, config.rollout.engine, machine, config.sync),
         *(
             _engine_role(f"judge engine {name}", engine.model, judges[name], engine, machine, None)
-            for name, engine in config.judges.engines.items()
+            for name, engine in config.judge_engines.items()
         ),
         Role("trainer rank", model, trainer.num_ranks, trainer.num_gpus, policy, ranks, budget),
     )
@@ -150,8 +150,8 @@ def longest(config: Config) -> int:
 def _engines(config: Config) -> dict[str, tuple[str, EngineConfig]]:
     """Section and settings of each engine, by its role's name."""
     found: dict[str, tuple[str, EngineConfig]] = {"rollout engine": ("rollout.engine", config.rollout.engine)}
-    for name, engine in config.judges.engines.items():
-        found[f"judge engine {name}"] = (f"judges.engines.{name}", engine)
+    for name, engine in config.judge_engines.items():
+        found[f"judge engine {name}"] = (f"models.{name}", engine)
     return found
 
 

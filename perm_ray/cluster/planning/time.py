@@ -127,9 +127,9 @@ def _judging(
     """
     rollout, pools = config.rollout, config.judges.pools.values()
     found = [PhaseTime("judge", 0, 1.0, "judge" not in given)]
-    for name, engine in config.judges.engines.items():
+    for name, engine in config.judge_engines.items():
         tokens = 0
-        for pool in (pool for pool in pools if pool.engine == name):
+        for pool in (pool for pool in pools if pool.model == name):
             scoring = pool.scoring
             written = NUMBER_TOKENS * (scoring.num_samples if scoring.mode == "sampled" else 1)
             written += scoring.max_reason_tokens if scoring.mode == "reasoned" else 0

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
 
-from perm_ray.config.schema import ProbeConfig
+from perm_ray.config.records import ProbeConfig
 from perm_ray.evaluation.probes.probe_set import RESERVED_KINDS, Probe, item_id, probe_items
 from perm_ray.judges.perspective import Perspective
 from perm_ray.types import JudgeItem, Judgment, Sections, Status

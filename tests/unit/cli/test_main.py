@@ -21,7 +21,7 @@ from tests.support.fakes import write_fake_model
 
 HEAVY = ("torch", "vllm", "deepspeed", "mlflow")
 SCENARIO = {"persona": "Noor, 75", "scenario": "Her garden is in flower.", "dialogue": ["Look at it!"]}
-FAKE = ("policy.model=model", "judges.engines.shared.model=model", "prompt.max_tokens=2048")
+FAKE = ("policy.model=model", "models.judge.model=model", "prompt.max_tokens=2048")
 FITS = ("rollout.engine.max_model_len=4096", "run.dir=runs", "run.name=mine")
 
 
@@ -70,7 +70,7 @@ MISTAKES = {
         ("policy.model=empty-model",), ("empty-model is not a Hugging Face model folder", "config.json")
     ),
     "a judge's model folder that does not exist": Mistake(
-        ("policy.model=model", "judges.engines.shared.model=./no-judge"), ("'./no-judge' does not exist",)
+        ("policy.model=model", "models.judge.model=./no-judge"), ("'./no-judge' does not exist",)
     ),
     "a built-in model nobody knows": Mistake(("policy.model=builtin:gpt9",), ("no built-in model",)),
     "a model the hub cannot give": Mistake(("policy.model=no/such",), ("'no/such' is no folder here",)),
@@ -85,17 +85,17 @@ MISTAKES = {
         ("rollout.engine.max_model_len must be at most 4096, the context of model, found 8192",),
     ),
     "a judge engine longer than its model": Mistake(
-        (*FAKE, *FITS, "judges.engines.shared.max_model_len=8192"),
-        ("judges.engines.shared.max_model_len must be at most 4096", "found 8192"),
+        (*FAKE, *FITS, "models.judge.max_model_len=8192"),
+        ("models.judge.max_model_len must be at most 4096", "found 8192"),
     ),
     "an engine shorter than prompt and completion": Mistake(
         ("rollout.engine.max_model_len=600",), ("rollout.engine.max_model_len must be at least", "= 672")
     ),
     "a model without a chat template": Mistake(
-        (*FITS, "policy.model=no-chat", "judges.engines.shared.model=model"), ("has no chat template",)
+        (*FITS, "policy.model=no-chat", "models.judge.model=model"), ("has no chat template",)
     ),
     "a model with a broken config.json": Mistake(
-        (*FITS, "policy.model=broken-model", "judges.engines.shared.model=model"), ("config.json must be",)
+        (*FITS, "policy.model=broken-model", "models.judge.model=model"), ("config.json must be",)
     ),
     "resuming what is no run": Mistake(("--resume", "model"), ("--resume expects a run directory",)),
     "resuming what is not there": Mistake(("--resume", "nowhere"), ("--resume expects a run directory",)),
@@ -164,7 +164,7 @@ def python(*arguments: str, cwd: Path, given: str = "") -> subprocess.CompletedP
 def lay_out(folder: Path) -> None:
     """Everything the mistakes name."""
     (folder / "bad.yaml").write_text("run: [1\n")
-    (folder / "pools.yaml").write_text("judges:\n  pools:\n    resonance: {engine: resonation}\n")
+    (folder / "pools.yaml").write_text("judges:\n  pools:\n    resonance: {retries: 2}\n")
     (folder / "empty.jsonl").write_text("\n \n")
     (folder / "two.jsonl").write_text(2 * (json.dumps(SCENARIO) + "\n"))
     write_fake_model(folder / "model")

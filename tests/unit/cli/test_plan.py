@@ -66,7 +66,7 @@ def test_the_papers_settings_are_in_the_first_of_them() -> None:
     assert (rollout.prompts_per_step, rollout.completions_per_prompt) == (8, 8)
     assert (config.prompt.max_tokens, rollout.max_completion_tokens) == (1024, 1024)
     assert (trainer.lr, trainer.warmup_ratio, trainer.objective.kl_coef) == (1e-6, 0.1, 0.01)
-    assert len({pool.engine for pool in config.judges.pools.values()}) == 4
+    assert len({pool.model for pool in config.judges.pools.values()}) == 4
 
 
 def test_every_gpu_is_taken_once_and_judges_share_theirs() -> None:
@@ -138,16 +138,16 @@ REFUSED = {
     ),
     "smaller GPUs": (
         (SEVEN, "--gpu-memory", "40"),
-        r"has 20\.0 GB: set judges\.engines\.\w+\.kv_cache_gb=2\. \(4 more above\.\)",
+        r"has 20\.0 GB: set models\.\w+\.kv_cache_gb=2\. \(4 more above\.\)",
     ),
     "a model too large for an engine's GPUs": (
-        (THIRTY_TWO, "judges.engines.resonation.model=Qwen/Qwen2.5-72B-Instruct"),
+        (THIRTY_TWO, "models.resonation.model=Qwen/Qwen2.5-72B-Instruct"),
         r"judge engine resonation of .*-72B-Instruct needs 138\.\d GB before its KV cache, .* set "
-        r"judges\.engines\.resonation\.tensor_parallel_size=4 and judges\.engines\.resonation\.num_gpus=4\.",
+        r"models\.resonation\.tensor_parallel_size=4 and models\.resonation\.num_gpus=4\.",
     ),
     "a cache beyond an engine's share": (
-        (SEVEN, "judges.engines.resonation.kv_cache_gb=24"),
-        r"takes 40\.9 GB, and has 40\.0 GB: set judges\.engines\.resonation\.kv_cache_gb=12\.",
+        (SEVEN, "models.resonation.kv_cache_gb=24"),
+        r"takes 40\.9 GB, and has 40\.0 GB: set models\.resonation\.kv_cache_gb=12\.",
     ),
     "an engine that spans other GPUs than it asks for": (
         (THIRTY_TWO, "rollout.engine.num_gpus=4"),
@@ -198,8 +198,8 @@ ADVISED = {
     "tokens": (ON_GPUS[0], "trainer.micro_batch_tokens=65536", "trainer.micro_batch_tokens=16384"),
     "cache": (
         ON_GPUS[0],
-        "judges.engines.resonation.kv_cache_gb=24",
-        "judges.engines.resonation.kv_cache_gb=12",
+        "models.resonation.kv_cache_gb=24",
+        "models.resonation.kv_cache_gb=12",
     ),
     "use": (
         ON_GPUS[0],
@@ -237,8 +237,8 @@ def test_what_is_worth_knowing_is_noted() -> None:
     assert "A trainer rank takes 97% of its GPU" in tight[-1]
     waiting, measured, _ = planned(
         ON_GPUS[0],
-        "judges.engines.resonation.kv_cache_gb=null",
-        "judges.engines.expression.kv_cache_gb=4",
+        "models.resonation.kv_cache_gb=null",
+        "models.expression.kv_cache_gb=4",
     ).notes
     assert "shares a GPU: set its kv_cache_gb" in waiting
     assert "holds 18 sequences of full length, fewer than" in measured

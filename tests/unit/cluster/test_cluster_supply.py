@@ -86,7 +86,7 @@ def resources_of(config: Config, role: str) -> Mapping[str, float]:
     if role == "trainer rank":
         return config.trainer.resources
     name = role.removeprefix("judge engine ")
-    return config.judges.engines[name].resources if name != role else {}
+    return config.judge_engines[name].resources if name != role else {}
 
 
 def asks(config: Config) -> list[Query]:
@@ -133,7 +133,7 @@ def test_roles_do_not_share_nodes_but_for_judges(name: str) -> None:
         assert at is not None
         groups.setdefault(at, set()).add(ask.role.split()[0])
     assert all(len(roles) == 1 for roles in groups.values()), groups
-    engines = {engine: e.resources for engine, e in config.judges.engines.items()}
+    engines = {engine: e.resources for engine, e in config.judge_engines.items()}
     assert engines == {engine: {engine: 1.0} for engine in config.judges.pools}
 
 

@@ -85,12 +85,9 @@ def test_models_are_looked_for_without_loading_them(tmp_path: Path) -> None:
 
 def test_a_judge_endpoint_that_is_not_there_is_a_problem(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
-    pools = "".join(
-        f"    {p}: {{engine: far}}\n" for p in ("resonation", "expression", "reception", "bystander")
-    )
     endpoint = "{base_url: 'http://127.0.0.1:9/v1', model: m, max_retries: 0}"
-    file.write_text(f"judges:\n  engines: {{}}\n  endpoints: {{far: {endpoint}}}\n  pools:\n{pools}")
-    (finding,) = [f for f in check_services(load_config(file)) if f.subject == "judge endpoint far"]
+    file.write_text(f"models: {{judge: {endpoint}}}\n")
+    (finding,) = [f for f in check_services(load_config(file)) if f.subject == "judge endpoint judge"]
     assert finding.level == Level.PROBLEM
     assert "127.0.0.1:9" in finding.found
 

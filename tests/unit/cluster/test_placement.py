@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -48,7 +49,7 @@ def test_colocated_replicas_share_a_node() -> None:
 
 
 @pytest.mark.parametrize("layout", ["separate", "colocated"])
-def test_every_layout_reserves_all_that_is_taken(layout: str) -> None:
+def test_every_layout_reserves_all_that_is_taken(layout: Any) -> None:
     reserved = groups(RayConfig(layout=layout), ROWS)
     bundles = [bundle for group in reserved for bundle in group.bundles]
     for name, amount in total(ROWS).items():
@@ -101,11 +102,13 @@ def test_a_wrong_resource_is_refused(override: str, words: str) -> None:
 
 def test_a_gpu_is_shared_on_purpose_only() -> None:
     base = load_config(None, ["rollout.engine.num_gpus=1", "trainer.num_gpus=1"])
-    halves = {name: dataclasses.replace(e, num_gpus=0.5) for name, e in base.judges.engines.items()}
-    shared = dataclasses.replace(base.judges, engines=halves)
+    names = tuple(base.judges.pools)
+    halves = dict.fromkeys(names, dataclasses.replace(base.judge_engines["judge"], num_gpus=0.5))
+    pools = {name: dataclasses.replace(base.judges.pools[name], model=name) for name in names}
+    judges = dataclasses.replace(base.judges, pools=pools)
     with pytest.raises(ConfigError, match=r"ray\.share_gpus"):
-        dataclasses.replace(base, judges=shared)
-    on_purpose = dataclasses.replace(base, judges=shared, ray=RayConfig(share_gpus=True))
+        dataclasses.replace(base, models=halves, judges=judges)
+    on_purpose = dataclasses.replace(base, models=halves, judges=judges, ray=RayConfig(share_gpus=True))
     assert total(demands(on_purpose))["GPU"] == 4.0
     with pytest.raises(ConfigError, match="NCCL"):
         Config(

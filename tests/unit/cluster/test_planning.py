@@ -178,7 +178,7 @@ def test_an_engine_that_fits_the_model_is_not_refused() -> None:
 
 def test_a_steps_time_by_hand() -> None:
     config = load_config(CONFIGS / "qwen2.5-7b.yaml")
-    judges = dict.fromkeys(config.judges.engines, QWEN_7B)
+    judges = dict.fromkeys(config.judge_engines, QWEN_7B)
     time = step_time(config, QWEN_7B, judges, {"rollout": 1024.0, "judge": 1000.0, "train": 2048.0})
     rollout, judge, train = time.phases
     assert (rollout.tokens, rollout.seconds) == (64 * 1024, 32.0)  # two GPUs
@@ -230,8 +230,8 @@ def test_no_more_is_trained_on_than_planned(overrides: tuple[str, ...]) -> None:
 
 def test_what_is_assumed_grows_with_the_model_and_shrinks_with_the_gpus() -> None:
     config = load_config(CONFIGS / "qwen2.5-7b.yaml")
-    judges = dict.fromkeys(config.judges.engines, QWEN_7B)
-    small = dict.fromkeys(config.judges.engines, SMALL)
+    judges = dict.fromkeys(config.judge_engines, QWEN_7B)
+    small = dict.fromkeys(config.judge_engines, SMALL)
     more = load_config(CONFIGS / "qwen2.5-7b.yaml", ["rollout.engine.replicas=4", "trainer.num_ranks=8"])
     seconds = [phase.seconds for phase in step_time(config, QWEN_7B, judges, {}).phases]
     assert all(phase.assumed for phase in step_time(config, QWEN_7B, judges, {}).phases)
@@ -245,9 +245,8 @@ def test_what_is_assumed_grows_with_the_model_and_shrinks_with_the_gpus() -> Non
 def test_endpoints_are_somebody_elses_time_and_cores_are_shared(tmp_path: Path) -> None:
     local = load_config(CONFIGS / "local.yaml")
     shape = PUBLISHED[BUILTIN_MODEL]
-    time = step_time(local, shape, {"shared": shape}, {})
+    time = step_time(local, shape, {"judge": shape}, {})
     assert time.seconds == pytest.approx(sum(phase.seconds for phase in time.phases) + time.sync_s)
-    text = "judges: {endpoints: {far: {base_url: 'https://far.example/v1', model: big}}, pools: {resonation: "
-    (tmp_path / "far.yaml").write_text(text + "{engine: far}}}\n")
+    (tmp_path / "far.yaml").write_text("models: {judge: {base_url: 'https://far.example/v1', model: big}}\n")
     judged = step_time(load_config(tmp_path / "far.yaml"), shape, {}, {}).phases[1]
     assert (judged.tokens, judged.seconds) == (0, 0.0)

@@ -14,6 +14,8 @@ from rich.console import Console
 
 from perm_ray.cli.judging.calibrate import assignments, only_needed, scales_of, show, write_report
 from perm_ray.cli.pages.calibration_page import calibration_page, headline
+from perm_ray.config.engines import EngineModel
+from perm_ray.config.judges import JudgesConfig
 from perm_ray.config.schema import Config, TrackingConfig
 from perm_ray.data.items import make_scenario
 from perm_ray.errors import DataError, RunError
@@ -294,9 +296,12 @@ def test_options_that_name_and_value() -> None:
 
 
 def test_only_the_judges_that_are_needed_are_started() -> None:
-    judges = only_needed(Config(), {"expression"}).judges
-    assert set(judges.pools) == {"expression"}
-    assert set(judges.engines) == {"expression"}
+    own = replace(Config().judges.pools["expression"], model="own")
+    pools = {**Config().judges.pools, "expression": own}
+    base = Config(models={"judge": EngineModel(), "own": EngineModel()}, judges=JudgesConfig(pools=pools))
+    needed = only_needed(base, {"expression"})
+    assert set(needed.judges.pools) == {"expression"}
+    assert set(needed.judge_engines) == {"own"}
 
 
 def test_a_report_is_one_run_of_mlflow(tmp_path: Path) -> None:

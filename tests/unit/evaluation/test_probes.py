@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from perm_ray.cli.judging.probe import chosen, parser, show
-from perm_ray.config.schema import ProbeConfig
+from perm_ray.config.records import ProbeConfig
 from perm_ray.errors import ConfigError, DataError
 from perm_ray.evaluation.probes.probe_report import (
     PassRate,

@@ -48,7 +48,7 @@ def judged(each: JudgeItem, expression: float | None = 4.0) -> dict[str, Judgmen
 
 
 def setup(config: Config = CONFIG, perspectives=FOUR) -> Setup:
-    return setup_of(config.judges, config.rewards, config.run.seed, perspectives, {})
+    return setup_of(config, perspectives, {})
 
 
 def row(each: JudgeItem, judgments: Mapping[str, Judgment] | None = None, made: Setup | None = None) -> str:
@@ -179,9 +179,9 @@ def test_other_settings_are_refused(tmp_path: Path, change: dict[str, object]) -
 
 
 def test_what_changes_speed_alone_is_no_other_setup() -> None:
-    engines = {name: replace(engine, replicas=3) for name, engine in CONFIG.judges.engines.items()}
+    engines = {name: replace(engine, replicas=3) for name, engine in CONFIG.judge_engines.items()}
     pools = {name: replace(pool, timeout_s=9.0) for name, pool in CONFIG.judges.pools.items()}
-    faster = replace(CONFIG, judges=replace(CONFIG.judges, engines=engines, pools=pools))
+    faster = replace(CONFIG, models=engines, judges=replace(CONFIG.judges, pools=pools))
     assert setup(faster) == setup()
     trained = replace(CONFIG, rewards=RewardConfig(advantage_scaling="none", length_coef=0.1))
     assert setup(trained) == setup()

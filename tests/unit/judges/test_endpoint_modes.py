@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from perm_ray.config.judges import JudgeEndpointConfig, JudgePoolConfig, ScoringConfig
+from perm_ray.config.engines import EndpointModel
+from perm_ray.config.judges import JudgePoolConfig, ScoringConfig
 from perm_ray.judges.asking import EngineReply, Query
 from perm_ray.judges.endpoint_engine import JudgeEndpoint
 from perm_ray.judges.judge import JudgeTask, PromptedJudge
@@ -35,9 +36,9 @@ def in_form(request: Request) -> str:
     return re.sub(r"(\w+): <[^>]+>", lambda m: f"{m[1]}: {POINTS.get(m[1].lower(), 4)}", text)
 
 
-def judge(server: FakeEndpoint, perspective: str, mode: str, **values: Any) -> Judgment:
-    config = JudgeEndpointConfig(base_url=server.base_url, model="fake", max_retries=0, **values)
-    pool = JudgePoolConfig(engine="far", scoring=ScoringConfig(mode=mode, num_samples=3))
+def judge(server: FakeEndpoint, perspective: str, mode: Any, **values: Any) -> Judgment:
+    config = EndpointModel(base_url=server.base_url, model="fake", max_retries=0, **values)
+    pool = JudgePoolConfig(model="far", scoring=ScoringConfig(mode=mode, num_samples=3))
     one = PromptedJudge(load_perspective(perspective), pool, "fake", seed=1, supports_prefill=False)
     engine = JudgeEndpoint("far", config, seed=1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ Reply = Callable[[Query], Answer]
 
 
 def judge_of(
-    mode: str = "expected", supports_prefill: bool = True, fence: str = "call", retries: int = 1
+    mode: Any = "expected", supports_prefill: bool = True, fence: Any = "call", retries: int = 1
 ) -> PromptedJudge:
     config = JudgePoolConfig(scoring=ScoringConfig(mode=mode), fence=fence, retries=retries)
     return PromptedJudge(load_perspective("expression"), config, "some-model", 42, supports_prefill)

@@ -1,4 +1,4 @@
-"""Rates, concurrency and the breaker, with a clock that does not wait."""
+"""Rates and concurrency, with a clock that does not wait."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perm_ray.models.rate_limits import AdaptiveConcurrency, CircuitBreaker, TokenBucket
+from perm_ray.models.rate_limits import AdaptiveConcurrency, TokenBucket
 
 
 class FastClock:
@@ -162,38 +162,3 @@ def test_places_are_neither_lost_nor_doubled_however_waiting_ends(moves: list[st
             await concurrency.place(0.05).__aenter__()
 
     asyncio.run(run())
-
-
-def test_a_breaker_opens_waits_and_lets_one_through() -> None:
-    clock = FastClock()
-    breaker = CircuitBreaker(2, 10.0, clock)
-    breaker.failed(breaker.begin())
-    assert breaker.state == "closed"
-    breaker.failed(breaker.begin())
-    assert breaker.state == "open"
-    clock.time = 10.0
-    assert breaker.state == "half-open"
-    assert breaker.begin()
-    assert breaker.state == "open"  # one trial at a time
-    breaker.succeeded(True)
-    assert breaker.state == "closed"
-    assert not breaker.begin()
-
-
-def test_only_the_trial_decides_about_an_open_breaker() -> None:
-    clock = FastClock()
-    breaker = CircuitBreaker(1, 10.0, clock)
-    old = [breaker.begin() for _ in range(4)]
-    breaker.failed(old[0])
-    clock.time = 9.0
-    breaker.failed(old[1])  # a latecomer neither prolongs nor ends it
-    clock.time = 10.0
-    trial = breaker.begin()
-    assert trial
-    breaker.succeeded(old[2])
-    breaker.undecided(old[3])
-    assert breaker.state == "open"
-    breaker.undecided(trial)  # cancelled: the next one is the trial
-    assert breaker.state == "half-open"
-    breaker.failed(breaker.begin())
-    assert breaker.state == "open"

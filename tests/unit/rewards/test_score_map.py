@@ -24,9 +24,9 @@ from perm_ray.runs.run_plan import plan_run
 from perm_ray.types import Judgment, Status
 
 FOUR = {name: load_perspective(name) for name in BUILTIN_PERSPECTIVES}
-JUDGES = Config().judges
+CONFIG = Config()
 MAP = ScoreMap(
-    judge=JUDGES.model(JUDGES.pools["expression"]),
+    judge=CONFIG.model_of(CONFIG.judges.pools["expression"]).model,
     mode="reasoned",
     rubric_digests=(FOUR["expression"].rubric.digest(),),
     scale=(1, 5),
@@ -42,6 +42,10 @@ def saved(tmp_path: Path, score_map: ScoreMap = MAP, name: str = "expression", *
     document["perspectives"][name].update(changes)
     write_json_atomic(tmp_path / "map.json", document)
     return str(tmp_path / "map.json")
+
+
+def asking(path: str) -> Config:
+    return replace(CONFIG, rewards=replace(CONFIG.rewards, score_map=path))
 
 
 def test_lines_between_the_corners_and_the_ends_beyond() -> None:
@@ -66,8 +70,8 @@ def test_a_better_score_is_never_worth_less_and_stays_on_the_scale(found, a, b) 
 
 def test_a_saved_map_is_read_back(tmp_path: Path) -> None:
     assert load_score_maps(saved(tmp_path)) == {"expression": MAP}
-    assert score_maps_for(saved(tmp_path), JUDGES, FOUR, [None]) == {"expression": MAP}
-    assert score_maps_for(None, JUDGES, FOUR, [None]) == {}
+    assert score_maps_for(asking(saved(tmp_path)), FOUR, [None]) == {"expression": MAP}
+    assert score_maps_for(CONFIG, FOUR, [None]) == {}
 
 
 @pytest.mark.parametrize(
@@ -111,12 +115,12 @@ def test_a_file_that_holds_no_map_is_refused(tmp_path: Path, text: str) -> None:
 )
 def test_another_judge_is_refused(tmp_path: Path, changes: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
-        score_maps_for(saved(tmp_path, **changes), JUDGES, FOUR, [None])
+        score_maps_for(asking(saved(tmp_path, **changes)), FOUR, [None])
 
 
 def test_a_perspective_that_is_not_judged_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"has a map of warmth, and judges\.pools has no such"):
-        score_maps_for(saved(tmp_path, name="warmth"), JUDGES, FOUR, [None])
+        score_maps_for(asking(saved(tmp_path, name="warmth")), FOUR, [None])
 
 
 def test_every_language_of_the_data_must_have_been_calibrated(tmp_path: Path) -> None:
@@ -125,9 +129,9 @@ def test_every_language_of_the_data_must_have_been_calibrated(tmp_path: Path) ->
     )
     variants = FOUR | {"expression": replace(FOUR["expression"], rubric=rubric)}  # type: ignore[type-var]
     path = saved(tmp_path)
-    assert score_maps_for(path, JUDGES, variants, [None, "de"])
+    assert score_maps_for(asking(path), variants, [None, "de"])
     with pytest.raises(ConfigError, match="made with the rubric"):
-        score_maps_for(path, JUDGES, variants, [None, "pt-BR"])
+        score_maps_for(asking(path), variants, [None, "pt-BR"])
 
 
 def test_rewards_are_of_mapped_scores_and_judgments_keep_their_own() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from perm_ray.cli.train import train_plan
-from perm_ray.config.judges import JudgeEndpointConfig, JudgesConfig
+from perm_ray.config.engines import EndpointModel, EngineModel
 from perm_ray.config.load import load_config
 from perm_ray.config.schema import Config
 from perm_ray.config.training import TrainerConfig
@@ -39,7 +39,7 @@ def test_a_new_run_has_no_steps() -> None:
         "prompt.prefix=hello",
         "rollout.prompts_per_step=4",
         "rollout.temperature=0.7",
-        "judges.engines.reception.model=org/judge",
+        "models.judge.model=org/judge",
         "judges.pools.reception.scoring.min_mass=0.3",
         "rewards.combine=mean",
         "rewards.weights={reception: 2.0}",
@@ -80,7 +80,7 @@ def test_every_difference_is_named() -> None:
         "judges.pools.reception.rubric=moved.md",
         "judges.pools.reception.timeout_s=5",
         "rollout.engine.replicas=2",
-        "judges.engines.reception.kv_cache_gb=2",
+        "models.judge.kv_cache_gb=2",
         "trainer.num_ranks=2",
         "trainer.step_timeout_s=7",
         "tracking.mlflow=false",
@@ -94,9 +94,9 @@ def test_where_and_how_fast_a_run_runs_may_change(override: str) -> None:
 
 def test_a_judge_that_is_taken_away_is_a_difference(tmp_path: Path) -> None:
     file = tmp_path / "one.yaml"
-    file.write_text("judges: {engines: {e: {}}, pools: {resonation: {engine: e}}}\n")
+    file.write_text("judges: {pools: {reception: null}}\n")
     other = RunState.new({}, {}, load_config(file))
-    with pytest.raises(CheckpointError, match=r"pools\.reception\.engine: reception then, absent now"):
+    with pytest.raises(CheckpointError, match=r"pools\.reception\.model: judge then, absent now"):
         check_agrees(RunState.new({}, {}, Config()), other)
 
 
@@ -104,9 +104,9 @@ def test_every_pattern_of_what_may_change_fits_a_key() -> None:
     """A key that is renamed must be renamed here too."""
     import fnmatch
 
-    far = JudgeEndpointConfig(base_url="http://127.0.0.1:1/v1", model="m")  # there is none by default
+    far = EndpointModel(base_url="http://127.0.0.1:1/v1", model="m")  # there is none by default
     trainer = TrainerConfig(resources={"trainer": 1.0})  # nor any of the cluster's own
-    config = Config(judges=JudgesConfig(endpoints={"far": far}), trainer=trainer)
+    config = Config(models={"far": far, "judge": EngineModel()}, trainer=trainer)
     keys = _keys(config.as_dict(), "")
     unused = [p for p in RESUME_MAY_DIFFER if not any(fnmatch.fnmatchcase(key, p) for key in keys)]
     assert unused == []

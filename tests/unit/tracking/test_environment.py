@@ -127,7 +127,7 @@ def test_planted_secrets_are_nowhere_in_what_mlflow_stored(tmp_path: Path) -> No
     (tmp_path / "config.yaml").write_text(
         f"data: {{train: 'https://me:{SECRET}@host/train.jsonl?token={SECRET}'}}\n"
         f"policy: {{model: 'https://{SECRET}@host/model'}}\n"
-        "judges: {endpoints: {theirs: {base_url: 'https://judge/v1', model: m, api_key_env: JUDGE_KEY}}}\n"
+        "models: {theirs: {base_url: 'https://judge/v1', model: m, api_key_env: JUDGE_KEY}}\n"
     )
     environment = {
         **os.environ,

@@ -5,6 +5,8 @@ What TRL computes too is compared with TRL in `test_oracle.py`.
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numpy as np
 import pytest
 import torch
@@ -225,7 +227,7 @@ def test_the_entropy_bonus_is_a_mean_over_tokens_whatever_the_loss() -> None:
     zeros = torch.zeros(4)
     tokens = TokenBatch(zeros, zeros, zeros, None, entropy, zeros, PAIR)
     for name in LOSSES:
-        config = ObjectiveConfig(loss=name, kl_coef=0.0, entropy_coef=0.5)
+        config = ObjectiveConfig(loss=cast(Any, name), kl_coef=0.0, entropy_coef=0.5)
         loss, sums = policy_loss(tokens, Totals(tokens=8, sequences=4), config)
         assert float(loss.detach()) == sums.loss == -0.5 * 12 / 8
         (gradient,) = torch.autograd.grad(loss, entropy)

@@ -93,7 +93,7 @@ def test_trained_tokens_of_dialogues_have_the_stock_models_logprobs(
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_the_loss_of_dialogues_is_that_of_plain_torch(
-    model_dir: Path, stock: Any, loss: str, temperature: float
+    model_dir: Path, stock: Any, loss: Any, temperature: float
 ) -> None:
     """Value and gradient of one on-policy update; a user's tokens have no part in either."""
     policy = load_policy(model_dir, torch.float32)

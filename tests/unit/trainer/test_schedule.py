@@ -39,7 +39,7 @@ def test_a_cosine_fall() -> None:
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
-def test_a_run_that_is_all_rise_or_goes_on_past_its_end(schedule: str) -> None:
+def test_a_run_that_is_all_rise_or_goes_on_past_its_end(schedule: Any) -> None:
     factor = lr_factor(TrainerConfig(schedule=schedule, warmup_steps=9, min_lr_ratio=0.1), 3)
     assert [factor(step) for step in range(3)] == [1 / 9, 2 / 9, 3 / 9]
     factor = lr_factor(TrainerConfig(schedule=schedule, warmup_steps=0, min_lr_ratio=0.1), 3)

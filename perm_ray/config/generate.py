@@ -1,0 +1,146 @@
+"""Write what documents the schema: `python -m perm_ray.config.generate`.
+
+`configs/base.yaml` holds every key with its default and a comment, `docs/reference/configuration.md` a table
+for each section. A test holds both fresh.
+"""
+
+from __future__ import annotations
+
+import sys
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from perm_ray.config import CONFIGS
+from perm_ray.config.engines import EndpointModel
+from perm_ray.config.schema import Config
+from perm_ray.config.section import bounds, children, entry_type, expected, plain_types, sections
+
+_WIDTH = 110
+_BASE_HEAD = """\
+# Every key of perm_ray's configuration and its default, written by `python -m perm_ray.config.generate`.
+# Copy the keys that you change into a file of your own (`perm-ray train --config mine.yaml`), or change one
+# on the command line (`run.steps=20`). A file merges with what is here; `null` removes a model or a pool.
+# Secrets do not belong here. MLflow reads its own from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD,
+# or from MLFLOW_TRACKING_TOKEN; the model hub reads HF_TOKEN.
+"""
+_PAGE_HEAD = """\
+# Configuration
+
+<!-- Written by `python -m perm_ray.config.generate` from the schema. -->
+
+A configuration is a YAML file of the keys that differ from the defaults below; `perm-ray train run.steps=20`
+changes one for a run. `--config local` finds a shipped file by its name.
+"""
+
+
+def base_yaml() -> str:
+    """Return every key with its default and a comment, as YAML that loads as the defaults."""
+    lines = [_BASE_HEAD]
+    for name, field in children(Config).items():
+        lines += [f"{name}:  # {field.description}", *_yaml_lines(getattr(Config(), name), "  ")]
+        if name == "models":
+            far = EndpointModel(base_url="http://127.0.0.1:8000/v1", model="org/name")
+            lines.append("  # far:  # an OpenAI-compatible endpoint is a model, too; its keys:")
+            lines += [f"  # {line}" for line in _field_lines(far, "  ")]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def reference_page() -> str:
+    """Return a table of keys for each section, as Markdown."""
+    return "\n".join([_PAGE_HEAD, *(line for key, cls in _tables(Config, "") for line in _table(key, cls))])
+
+
+def main() -> int:
+    """Write both files of this checkout."""
+    page = CONFIGS.resolve().parent / "docs" / "reference" / "configuration.md"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    for path, text in ((CONFIGS / "base.yaml", base_yaml()), (page, reference_page())):
+        path.write_text(text, encoding="utf-8")
+        print(f"Wrote {Path(path).resolve()}")
+    return 0
+
+
+def _yaml_lines(value: Any, indent: str) -> Iterator[str]:
+    """Yield the lines of a section or of a dict of sections."""
+    if isinstance(value, dict):
+        for name, entry in value.items():
+            yield f"{indent}{name}:"
+            yield from _yaml_lines(entry, f"{indent}  ")
+    else:
+        yield from _field_lines(value, indent)
+
+
+def _field_lines(section: Any, indent: str) -> Iterator[str]:
+    """Yield the lines of a section; comments of neighbouring values are aligned."""
+    fields = children(type(section))
+    shown = {name: _shown(getattr(section, name)) for name in fields if _is_leaf(fields[name].annotation)}
+    width = max(len(f"{name}: {text}") for name, text in shown.items() if len(text) < 40)
+    for name, field in fields.items():
+        if name not in shown:
+            yield f"{indent}{name}:  # {field.description}"
+            yield from _yaml_lines(getattr(section, name), f"{indent}  ")
+            continue
+        pair, comment = f"{indent}{name}: {shown[name]}", f"  # {_comment(field)}"
+        aligned = f"{pair.ljust(len(indent) + width)}{comment}"
+        if len(aligned) <= _WIDTH:
+            yield aligned
+        elif len(pair + comment) <= _WIDTH:
+            yield f"{pair}{comment}"
+        else:
+            yield from (f"{indent}{comment.strip()}", pair)
+
+
+def _is_leaf(hint: Any) -> bool:
+    return not sections(hint) and not sections(entry_type(hint))
+
+
+def _shown(value: object) -> str:
+    plain = list(value) if isinstance(value, tuple) else value
+    text = yaml.safe_dump(plain, default_flow_style=True, width=1000)
+    return text.removesuffix("...\n").strip()
+
+
+def _comment(field: Any) -> str:
+    """Return a field's description, with the choices where there are some."""
+    choices = [str(c) for kind in plain_types(field.annotation) for c in _choices(kind)]
+    return (
+        f"{field.description}: {', '.join(choices[:-1])} or {choices[-1]}" if choices else field.description
+    )
+
+
+def _choices(kind: Any) -> tuple[Any, ...]:
+    return typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+
+
+def _tables(cls: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Yield every section with its dotted key, in the schema's order."""
+    if key:
+        yield key, cls
+    for name, field in children(cls).items():
+        entry, inner = entry_type(field.annotation), f"{key}.{name}" if key else name
+        for each in sections(field.annotation):
+            yield from _tables(each, inner)
+        for each in sections(entry):
+            yield from _tables(each, f"{inner}.<name>")
+
+
+def _table(key: str, cls: Any) -> list[str]:
+    lines = [f"## `{key}`", "", " ".join((cls.__doc__ or "").split()), ""]
+    lines += ["| key | type | default | bounds | description |", "|---|---|---|---|---|"]
+    for name, field in children(cls).items():
+        kind = expected(field.annotation) if _is_leaf(field.annotation) else "section"
+        default = "required" if field.is_required() else ""
+        if _is_leaf(field.annotation) and not default:
+            default = f"`{_shown(field.get_default(call_default_factory=True))}`"
+        limits = bounds(field.annotation, list(field.metadata))
+        lines.append(f"| `{name}` | {kind} | {default} | {limits} | {field.description.replace('|', '/')} |")
+    return [*lines, ""]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""The sections of what is recorded: evaluation, tracking and checkpoints."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, model_validator
+
+from perm_ray.config.section import require, section
+
+
+@section("evaluation.probes")
+class ProbeConfig:
+    """Attacks and plain cases that test the judges (`perm-ray judge probe`)."""
+
+    every: StrictInt = Field(default=0, ge=0, description="before training and every so many steps; 0: never")
+    rise_threshold: StrictFloat = Field(
+        default=0.1,
+        gt=0,
+        le=1,
+        description="rise of an attack's score that is flagged, as a share of the scale",
+    )
+
+
+@section("evaluation")
+class EvaluationConfig:
+    """The judged reward on held-out scenarios."""
+
+    num_scenarios: StrictInt = Field(
+        default=16, ge=0, description="held-out scenarios judged before and after training; 0: no evaluation"
+    )
+    completions_per_prompt: StrictInt = Field(default=1, gt=0, description="answers to each")
+    every: StrictInt = Field(
+        default=0,
+        ge=0,
+        description="also every so many steps, the best policy kept; 0: only before and after",
+    )
+    probes: ProbeConfig = Field(default_factory=ProbeConfig, description="attacks that test the judges")
+
+
+@section("tracking.samples")
+class SamplesConfig:
+    """Rollouts shown in MLflow as traces that people can rate."""
+
+    every: StrictInt = Field(default=10, ge=0, description="steps between them; 0: never")
+    count: StrictInt = Field(default=12, gt=0, description="rollouts each time")
+
+
+@section("tracking")
+class TrackingConfig:
+    """MLflow."""
+
+    mlflow: StrictBool = Field(default=True, description="track the run in MLflow")
+    mlflow_uri: str | None = Field(
+        default=None,
+        min_length=1,
+        description="server or database; null: an sqlite file in the run directory",
+    )
+    experiment: str = Field(default="perm_ray", min_length=1, description="the MLflow experiment")
+    samples: SamplesConfig = Field(default_factory=SamplesConfig, description="rollouts shown as traces")
+    register_model: str | None = Field(
+        default=None, description="registered model that the final policy becomes a version of; null: none"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        name = self.register_model
+        plain = name is None or (bool(name.strip()) and not set(name) & set("/:"))
+        require(plain, "register_model", "null, or a name without '/' and ':'", name)
+        require(bool(self.experiment.strip()), "experiment", "text that is not empty", self.experiment)
+        return self
+
+
+@section("checkpoint")
+class CheckpointConfig:
+    """When checkpoints are written, and which of them are kept."""
+
+    every: StrictInt = Field(default=50, ge=0, description="steps between checkpoints; 0: only the last")
+    keep: StrictInt = Field(default=2, gt=0, description="newest checkpoints that are kept")
+    keep_every: StrictInt = Field(
+        default=0, ge=0, description="and those of every so many steps; 0: no others"
+    )
+    keep_best: StrictInt = Field(
+        default=0,
+        ge=0,
+        description="and so many with the highest held-out reward (evaluation.every); 0: no others",
+    )
