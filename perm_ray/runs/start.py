@@ -41,6 +41,8 @@ from perm_ray.tracking.progress import RunProgress
 from perm_ray.tracking.summary import print_summary, summarise
 from perm_ray.tracking.tracker import EndState
 
+_SEND_THE_REST_S = 120.0  # nothing else is waiting then
+
 
 @dataclass(frozen=True, slots=True)
 class FinishedRun:
@@ -150,7 +152,8 @@ def _send_the_rest(config: Config, path: Path, state: RunState) -> None:
     """Give MLflow what it did not take while the run went on."""
     if config.tracking.mlflow and is_behind(path):
         run_id = _mlflow_run(path, state)
-        open_tracker(config, path.name, path, run_id, {**state.contents, **state.weights}).finish("FINISHED")
+        tracker = open_tracker(config, path.name, path, run_id, {**state.contents, **state.weights})
+        tracker.finish("FINISHED", timeout_s=_SEND_THE_REST_S)
 
 
 def _train(

@@ -37,8 +37,7 @@ _LOG = logging.getLogger(__name__)
 _FIRST_BACKOFF_S = 1.0  # after a failed try; doubled after each one that follows ...
 _MAX_BACKOFF_S = 30.0  # ... up to this
 _TRIES_BEFORE_WARNING = 3
-_FINISH_S = 15.0  # all that `finish` may take
-_END_STATE_S = 5.0  # of which is kept for the end state
+_END_STATE_S = 5.0  # of the timeout of `finish`, kept for the end state
 
 
 def open_tracker(
@@ -108,13 +107,13 @@ class MlflowSender(Tracker):
     def rollouts(self, step: int, groups: Sequence[RolloutGroup], purpose: Purpose = "train") -> None:
         """Nothing: the rows are sent with their step's metrics."""
 
-    def finish(self, status: EndState) -> None:
+    def finish(self, status: EndState, timeout_s: float = 15.0) -> None:
         if self._thread is None:
             return
-        self._deadline_s = time.monotonic() + _FINISH_S - _END_STATE_S
+        self._deadline_s = time.monotonic() + timeout_s - _END_STATE_S
         self._status = status
         self._new.set()
-        self._thread.join(_FINISH_S)
+        self._thread.join(timeout_s)
         tracked = TrackedRun.read(self._directory)
         missing = self._unsent()
         if missing or self._refused or tracked is None or not tracked.ended:

@@ -32,5 +32,5 @@ class Tracker(Sink):
     def start(self, config: Config, resume_id: str | None, contents: Mapping[str, str]) -> None:
         """Open a run, or go on with the run `resume_id`. `contents` names its data and models by digest."""
 
-    def finish(self, status: EndState) -> None:
-        """Send what is left, within a bound, and record how the run ended."""
+    def finish(self, status: EndState, timeout_s: float = 15.0) -> None:
+        """Send what is left, within a timeout, and record how the run ended."""

@@ -265,7 +265,7 @@ def the_best_policy_is_kept(run: Path, printed: str) -> None:
 
 def comparable(row: dict[str, float]) -> dict[str, float]:
     """What a run repeats: all but how long things took."""
-    took = ("_s", "/busy", "busy_together")
+    took = ("_s", "time_ms", "/busy", "busy_together")
     return {
         name: value for name, value in row.items() if not name.startswith(TIMES) and not name.endswith(took)
     }
