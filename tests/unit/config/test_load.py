@@ -196,7 +196,7 @@ def test_a_copy_is_validated_too() -> None:
     with pytest.raises(ConfigError, match=r"^trainer\.lr must be greater than 0, found -1: change it"):
         dataclasses.replace(Config().trainer, lr=-1)
     with pytest.raises(ConfigError, match=r"^Unknown key trainer\.lrr: did you mean trainer\.lr\.$"):
-        TrainerConfig(lrr=1)
+        TrainerConfig(lrr=1)  # pyright: ignore[reportCallIssue]
 
 
 @pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "1e999"])
