@@ -60,7 +60,7 @@ class Collected:
 
     @property
     def sampled(self) -> tuple[RolloutGroup, ...]:
-        """All that the policy was asked for: metrics of these are not biased by what was replaced."""
+        """Return the groups of all that was sampled: metrics of these are not biased by what was replaced."""
         return self.groups + self.replaced
 
     def reward_metrics(self) -> dict[str, float]:
@@ -80,7 +80,7 @@ class Collected:
 
 @dataclass(frozen=True, slots=True)
 class Collector:
-    """What collecting needs: where completions and judgments come from, and how they are rewarded."""
+    """Sample, judge and reward completions of prompts."""
 
     rollouts: RolloutPool
     panel: JudgePanel | OwnJudge
@@ -284,7 +284,7 @@ def check_finite(groups: Sequence[RolloutGroup]) -> None:
 
 
 def _name_of(completion: Completion) -> str:
-    """How a message names a rollout: as it is found in the sample files."""
+    """Return a rollout's name for messages, as it is found in the sample files."""
     scenario, version = completion.scenario_id, completion.version
     return f"completion {completion.index} of scenario {scenario} (policy version {version})"
 

@@ -61,7 +61,7 @@ class Scenario:
 
     @property
     def query(self) -> str:
-        """What the policy answers: the first turn of the dialogue."""
+        """Return what the policy answers: the first turn of the dialogue."""
         return self.dialogue[0].content
 
 
@@ -171,7 +171,7 @@ class Sections:
 
 
 class Status(StrEnum):
-    """What became of a judgment."""
+    """The outcome of a judgment."""
 
     OK = "ok"
     UNPARSEABLE = "unparseable"  # the judge answered, but not with a score
@@ -198,7 +198,7 @@ NO_TOKENS = TokenUsage()
 
 @dataclass(frozen=True, slots=True)
 class Judgment:
-    """What one perspective says of one completion.
+    """One perspective's view of one completion.
 
     `score` is on the perspective's own scale and None unless status is ok. It is an expectation where
     the judge's probabilities are known, and then `sampled` is the whole number the judge wrote.

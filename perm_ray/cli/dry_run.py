@@ -1,4 +1,4 @@
-"""What `--dry-run` prints: the resolved configuration, a step's arithmetic, and who takes which resources."""
+"""Describe a run for `--dry-run`: the resolved configuration, a step's arithmetic, the resources."""
 
 from __future__ import annotations
 

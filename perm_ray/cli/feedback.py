@@ -62,7 +62,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _configured_uri(directory: Path) -> str | None:
-    """Where the run in `directory` is tracked, by its own configuration."""
+    """Return where the run in `directory` is tracked, by its own configuration."""
     if not (directory / "config.yaml").is_file():
         return None
     from perm_ray.config.load import load_config

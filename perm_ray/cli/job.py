@@ -1,4 +1,4 @@
-"""What a submitted job runs on the cluster, `python -m perm_ray.cli.job <arguments of perm-ray train>`.
+"""Run a submitted job on the cluster, `python -m perm_ray.cli.job <arguments of perm-ray train>`.
 
 Not a verb for people: `perm-ray submit` puts it into the job's entry point.
 """

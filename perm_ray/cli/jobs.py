@@ -1,4 +1,4 @@
-"""What submit, status, logs and stop share: the address, and following a job's output."""
+"""Share between submit, status, logs and stop: the address, and following a job's output."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _progress(run_dir: str | None) -> list[str]:
-    """How far the run is, where its directory can be read from here."""
+    """Return how far the run is, where its directory can be read from here."""
     from perm_ray.runs.directory import RunDirectory
 
     if run_dir is None or not Path(run_dir).is_dir():

@@ -55,6 +55,6 @@ def explain(error: Exception, role: str, doing: str) -> PermRayError:
 
 
 def _last_words(report: str) -> str:
-    """What an actor's end is put down to: the last line of Ray's report, which may hold a traceback."""
+    """Return why an actor died: the last line of Ray's report, which may hold a traceback."""
     lines = [line.strip() for line in report.splitlines() if line.strip()]
     return lines[-1].removeprefix("perm_ray.errors.") if lines else "no reason given"

@@ -1,4 +1,4 @@
-"""Which resources a run takes, and the placement groups that hold them.
+"""Count the resources that a run takes, and reserve them as placement groups.
 
 `demands` is plain arithmetic over the configuration (what `--dry-run` prints). `reserve` asks Ray for a
 place for every actor before any starts, waits with a bound, and says meanwhile what is missing. A pool's
@@ -38,7 +38,7 @@ class Demand:
 
     @property
     def each(self) -> dict[str, float]:
-        """What one actor takes, by Ray's names; nothing for an actor that only waits for others."""
+        """Return what one actor takes, by Ray's names; nothing for an actor that only waits for others."""
         found = {"CPU": self.num_cpus, "GPU": self.num_gpus, **self.resources}
         return {name: amount for name, amount in found.items() if amount > 0}
 
@@ -61,7 +61,7 @@ def demands(config: Config, own_judge: bool = False) -> tuple[Demand, ...]:
 
 
 def judge_demands(config: Config) -> tuple[Demand, ...]:
-    """What the judges take."""
+    """Return what the judges take."""
     engines = [
         Demand(judge_role(name), e.replicas, e.num_cpus, e.num_gpus, e.model, e.resources)
         for name, e in config.judge_engines.items()
@@ -77,7 +77,7 @@ def judge_demands(config: Config) -> tuple[Demand, ...]:
 
 
 def total(rows: Sequence[Demand]) -> dict[str, float]:
-    """All rows together, by Ray's names of resources."""
+    """Return the sum of all rows, by Ray's names of resources."""
     sums: dict[str, float] = {}
     for row in rows:
         for name, amount in row.each.items():
@@ -144,7 +144,7 @@ def reserve(config: RayConfig, rows: Sequence[Demand], say: Callable[[str], None
     from ray.util.placement_group import placement_group, remove_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    lacking = beyond(rows, ray.cluster_resources()) if config.address is None else ""
+    lacking = missing_in_sum(rows, ray.cluster_resources()) if config.address is None else ""
     if lacking:
         raise RunError(f"The run needs {lacking}: raise ray.num_cpus, or lower replicas.")
     wanted = groups(config, rows)
@@ -183,7 +183,7 @@ def _await(
             return
         unplaced = [g.rows for g, call in zip(wanted, ready, strict=True) if call in waiting]
         rows = [row for rows in unplaced for row in rows]
-        lacking = beyond(rows, ray.available_resources()) or "nodes with room for " + ", ".join(
+        lacking = missing_in_sum(rows, ray.available_resources()) or "nodes with room for " + ", ".join(
             f"{row.count} x {row.role} ({_amounts(row.each)} each)" for row in rows
         )
         if left_s <= SAY_EVERY_S:
@@ -210,8 +210,8 @@ def _where(wanted: Sequence[_Group], reserved: Sequence[Any]) -> list[str]:
     return lines
 
 
-def beyond(rows: Sequence[Demand], found: Mapping[str, float]) -> str:
-    """What `rows` take together beyond what was found in the cluster, in words; "" when the sums suffice."""
+def missing_in_sum(rows: Sequence[Demand], found: Mapping[str, float]) -> str:
+    """Return what `rows` together take beyond the cluster's resources, in words; "" when these suffice."""
     return " and ".join(
         f"{_amounts({name: amount})} ({found.get(name, 0.0):g} found)"
         for name, amount in total(rows).items()
@@ -219,18 +219,18 @@ def beyond(rows: Sequence[Demand], found: Mapping[str, float]) -> str:
     )
 
 
-def unfit(rows: Sequence[Demand], nodes: Sequence[Mapping[str, float]]) -> str:
-    """What `rows` need that these nodes lack, in words: in sum, or for one actor on any single node."""
+def missing_resources(rows: Sequence[Demand], nodes: Sequence[Mapping[str, float]]) -> str:
+    """Return what `rows` need that these nodes lack, in words: in sum, or for one actor on any node."""
     whole: dict[str, float] = {}
     for node in nodes:
         for name, amount in node.items():
             whole[name] = whole.get(name, 0.0) + amount
-    homeless = [
+    unplaceable = [
         f"a node with {_amounts(row.each)} for each {row.role}"
         for row in rows
         if not any(all(node.get(n, 0.0) >= amount for n, amount in row.each.items()) for node in nodes)
     ]
-    return beyond(rows, whole) or " and ".join(homeless)
+    return missing_in_sum(rows, whole) or " and ".join(unplaceable)
 
 
 def _amounts(resources: Mapping[str, float]) -> str:

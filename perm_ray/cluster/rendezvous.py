@@ -1,4 +1,4 @@
-"""Where processes meet before they can talk: a store that owns its port from the first moment.
+"""Let processes meet before they can talk: a store that owns its port from the first moment.
 
 Binding the socket ourselves, to one address, has two uses: no other process can take the port in
 between, and on a private cluster nothing listens beyond loopback (torch would listen everywhere).

@@ -21,6 +21,7 @@ import json
 from collections.abc import Collection
 from pathlib import Path
 
+from perm_ray.data.prompts import is_empty
 from perm_ray.data.tables import Problems, Row, json_rows
 from perm_ray.errors import DataError
 from perm_ray.types import JudgeItem, Scenario, Sections, Turn
@@ -57,6 +58,10 @@ def item_of(row: Row, fields: Collection[str]) -> JudgeItem:
         culture=row.optional_text("culture"),
     )
     sections = Sections(analysis=row.optional_text("analysis"), response=row.text("response"))
+    if sections.response and is_empty(sections.response):
+        row.complain("response", "a text with something to read", "nothing that a reader sees")
+    if sections.analysis is not None and is_empty(sections.analysis):
+        sections = Sections(None, sections.response)
     return JudgeItem(row.optional_text("id") or f"{row.file.stem}:{row.line}", scenario, sections)
 
 

@@ -1,4 +1,4 @@
-"""Which scenarios come next: a seeded order with a cursor that a checkpoint can hold.
+"""Choose the scenarios that come next: a seeded order with a cursor that a checkpoint can hold.
 
 The driver takes one batch of indices each step. The order is a function of the seed alone, so a run
 that is resumed sees the batches that the uninterrupted run would have seen.

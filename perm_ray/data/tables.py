@@ -24,7 +24,7 @@ _MAX_FIELD_CHARS = 10_000_000
 
 @dataclass(slots=True)
 class Problems:
-    """What is wrong in the files read so far."""
+    """The problems of the files read so far."""
 
     _lines: list[str] = field(default_factory=list)
 

@@ -1,4 +1,4 @@
-"""How sure is a difference? Paired bootstrap of "after minus before" on the same scenarios. Pure.
+"""Compute how sure a difference is: paired bootstrap of "after minus before" on the same scenarios. Pure.
 
 The held-out evaluation, before and after training, ends here, and so does the study.
 """

@@ -68,7 +68,7 @@ class _Cause(NamedTuple):
 
 
 def _count(groups: Sequence[RolloutGroup]) -> tuple[Counter[str], Counter[_Cause]]:
-    """How many judgments each perspective was asked for, and the failed ones by cause."""
+    """Count the judgments that each perspective was asked for, and the failed ones by cause."""
     asked, causes = Counter[str](), Counter[_Cause]()
     for group in groups:
         for rollout in group.rollouts:

@@ -109,7 +109,7 @@ class JudgeEngine:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What one ask sends to vLLM; `tree` says how to read the answers when a number was asked for."""
+    """The requests of one query to vLLM; `tree` says how to read the answers when a number was asked for."""
 
     requests: Sequence[GenerationRequest]
     tree: ValueTree | None

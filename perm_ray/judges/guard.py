@@ -54,7 +54,7 @@ def sanitise(text: str, max_chars: int, fence: str = "") -> str:
 
 
 def removed(text: str, fence: str = "") -> int:
-    """How many role markers, special tokens and fences `sanitise` takes out of the uncut `text`."""
+    """Count the role markers, special tokens and fences `sanitise` takes out of the uncut `text`."""
     return remove_markers(_plain(text), fence)[1]
 
 

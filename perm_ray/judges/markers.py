@@ -1,4 +1,4 @@
-"""What a chat template is made of, so that it can be taken out of a text that is only to be judged.
+"""Take the markup of chat templates out of a text that is only to be judged (prompt injection).
 
 `guard.py` removes these markers from every completion. They are looked for in a text's *skeleton*: what
 a reader, or a tokeniser that normalises, may take it for. There is no full-width letter in it, no
@@ -101,7 +101,7 @@ def is_visible(char: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Skeleton:
-    """What `text` looks like; its character i is what `source[starts[i]:ends[i]]` stands for."""
+    """A text as it looks; its character i is what `source[starts[i]:ends[i]]` stands for."""
 
     text: str
     starts: list[int]
@@ -156,6 +156,6 @@ def _unescaped(escape: re.Match[str]) -> str:
 
 @lru_cache(maxsize=8192)
 def _looks(text: str) -> str:
-    """What is seen of a character (or of what an escape stands for): nothing of an invisible one."""
+    """Return what is seen of a character (or of what an escape stands for): nothing of an invisible one."""
     seen = "".join(char for char in text if is_visible(char) and not _BLANKS.match(char))
     return unicodedata.normalize("NFKC", seen).translate(_LOOK_ALIKES)

@@ -32,7 +32,7 @@ def engine_actor_name(engine: str, replica: int) -> str:
 
 
 class JudgeEnginePool:
-    """All judge engines and endpoints, by their names. They live as long as this object does.
+    """The judge engines and endpoints, by their names. They live as long as this object does.
 
     `scheduling` has a Ray scheduling strategy for each replica of each engine.
     """

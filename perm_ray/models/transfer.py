@@ -105,7 +105,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
 def _with_adapter(
     folder: Path, adapter: dict[str, torch.Tensor], scaling: float
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """All weights in `folder`, the adapter merged in."""
+    """Yield the weights in `folder`, the adapter merged in."""
     dtype = next(iter(adapter.values())).dtype  # the trainer's: it merges in the same
     left = {name.removesuffix(DOWN) for name in adapter if name.endswith(DOWN)}
     for file in sorted(folder.glob("*.safetensors")):
@@ -139,12 +139,12 @@ def _repack_tied_heads(model: torch.nn.Module) -> None:
 
 
 class WorkerExtension:
-    """What vLLM's workers get beside their own methods; naming it makes them import this module."""
+    """Methods that vLLM's workers get beside their own; naming it makes them import this module."""
 
     weight_transfer_engine: Any
 
     def weight_checksum(self) -> int | None:
-        """Of the last update as it arrived; None where vLLM's own backend received it."""
+        """Return the checksum of the last update as it arrived; None where vLLM's own backend received it."""
         return getattr(self.weight_transfer_engine, "checksum", None)
 
 

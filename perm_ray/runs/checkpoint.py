@@ -215,7 +215,7 @@ class Checkpoints:
 
 
 def checkpoint_of(path: Path) -> tuple[Path, str | None]:
-    """What `--resume` was given: a run's directory, or a checkpoint's folder in one (its name is second)."""
+    """Return the run directory that `--resume` was given, and the name of the checkpoint if it was one."""
     path = path.absolute()
     if path.parent.name == "checkpoints" and path.name.startswith("step_"):
         return path.parent.parent, path.name
@@ -223,7 +223,7 @@ def checkpoint_of(path: Path) -> tuple[Path, str | None]:
 
 
 def _damage(folder: Path) -> str | None:
-    """Where a checkpoint differs from what was written, in words; None when it is whole."""
+    """Return where a checkpoint differs from what was written, in words; None when it is whole."""
     manifest = folder / "manifest.json"
     if not manifest.is_file():
         return "it has no manifest.json, so it is not whole" if folder.is_dir() else "it is not there"
@@ -249,7 +249,7 @@ def _name(step: int) -> str:
 
 
 def _order(folder: Path) -> tuple[int, int]:
-    """Of folders in time: by step, then by how often that step was saved."""
+    """Return a folder's place in time: by step, then by how often that step was saved."""
     _, _, number = folder.name.partition("_")
     step, _, again = number.partition("-")
     return (int(step), int(again or 1)) if step.isdigit() and (again or "1").isdigit() else (-1, 0)

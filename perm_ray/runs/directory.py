@@ -35,7 +35,7 @@ _BEST_NAME = "heldout.json"
 
 @dataclass(frozen=True, slots=True)
 class BestPolicy:
-    """Which step's policy it is, and how it did on the held-out scenarios, as in `summary.json`."""
+    """The step of a policy, and how it did on the held-out scenarios, as in `summary.json`."""
 
     step: int
     evaluation: Mapping[str, object]
@@ -199,7 +199,7 @@ class RunDirectory:
         write_json_atomic(self.best_policy / _BEST_NAME, asdict(best))
 
     def best(self) -> BestPolicy | None:
-        """What `best_policy` holds; None if it holds no whole policy."""
+        """Return what `best_policy` holds; None if it holds no whole policy."""
         file = self.best_policy / _BEST_NAME
         return BestPolicy(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
 

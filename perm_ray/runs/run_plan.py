@@ -43,7 +43,7 @@ class RunPlan:
     reward: RewardFunction | None = None  # in the place of PERM's
 
     def contents(self) -> dict[str, str]:
-        """What the configuration's paths lead to, by digest: a resumed run must find the same."""
+        """Return what the configuration's paths lead to, by digest: a resumed run must find the same."""
         rubrics = {f"rubric of {name}": p.rubric.digest_of_all for name, p in self.perspectives.items()}
         return {
             "set of training scenarios": scenario_digest(self.train),
@@ -104,7 +104,7 @@ class Models:
     heldout_prompts: Sequence[Prompt]
 
     def fingerprints(self) -> dict[str, str]:
-        """What is in the folders: a resumed run must find the same."""
+        """Return what is in the folders: a resumed run must find the same."""
         judges = {f"weights of judge {name}": fingerprint(folder) for name, folder in self.judges.items()}
         return {"weights of the policy at the start": fingerprint(self.policy), **judges}
 

@@ -1,4 +1,4 @@
-"""Where a run stands and what it is made of: a checkpoint's `state.json`.
+"""Record where a run stands and what it is made of: a checkpoint's `state.json`.
 
 A resumed run must be the same experiment: `check_agrees` compares what must not have changed and names
 what did. Everything in the configuration counts but for the keys in `RESUME_MAY_DIFFER`.
@@ -36,7 +36,7 @@ RESUME_MAY_DIFFER = (
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """Where a run stands after `step` finished steps; the weights' version is the step.
+    """The state of a run after `step` finished steps; the weights' version is the step.
 
     `config` is the resolved configuration; `contents` names what its paths lead to, by digest, and
     `weights` the models that it started from. `packages` are the versions it ran with; `wall_time_s` is

@@ -1,1 +1,1 @@
-"""What a run writes down: the run directory, MLflow, the terminal."""
+"""Record a run: the run directory, MLflow, the terminal."""

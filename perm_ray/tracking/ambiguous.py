@@ -46,7 +46,7 @@ class AmbiguityRule:
         return (*unsure, f"the perspectives disagree: {lowest} {low:.1f}, {highest} {high:.1f}")
 
     def strength(self, rollout: Rollout) -> float:
-        """How ambiguous, to put the most ambiguous first: the entropies' shares and the disagreement."""
+        """Return how ambiguous a rollout is: its highest entropy as a share, plus the disagreement."""
         judgments = rollout.judgments
         heights = [
             self._height(name, judgment)

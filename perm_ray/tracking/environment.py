@@ -1,4 +1,4 @@
-"""What a run was made with: configuration, packages, host, data and source, for MLflow's record of it.
+"""Gather what a run was made with, for MLflow: configuration, packages, host, data and source.
 
 Gathered once at the start, in the tracker's thread. Everything passes redaction; no environment
 variable is copied but the two that a submitted job is told its own address by.
@@ -35,7 +35,7 @@ _JOB_TAGS = {
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """What MLflow is told of a run when it begins: a few parameters, tags, and files by their names."""
+    """The facts that MLflow gets when a run begins: a few parameters, tags, and files by their names."""
 
     params: Mapping[str, str]
     tags: Mapping[str, str]
@@ -91,7 +91,7 @@ def run_params(config: Config) -> dict[str, str]:
 def run_tags(
     contents: Mapping[str, str], git: Mapping[str, object] | None, given: Mapping[str, str]
 ) -> dict[str, str]:
-    """What runs are found by: the source, the data, and the job that they ran in."""
+    """Return the tags that runs are found by: the source, the data, and the job that they ran in."""
     tags = {"data.digest": data_digest(contents)}
     if git is not None:
         tags["git.sha"] = tags["mlflow.source.git.commit"] = str(git["sha"])
@@ -146,7 +146,7 @@ def git_state(folder: Path) -> dict[str, object] | None:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What git says; None when there is no git, no repository, or no answer."""
+    """Return what git says; None when there is no git, no repository, or no answer."""
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *arguments],
@@ -167,7 +167,7 @@ def _gpu_model(text: str) -> str:
 
 
 def package_versions() -> dict[str, str]:
-    """What this process runs with; a package that is not installed is not in it."""
+    """Return the versions that this process runs with; a package that is not installed is not in it."""
     installed = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""What people said in MLflow of a run's rollouts, as rated replies that `perm-ray judge calibrate` reads.
+"""Pull what people said in MLflow of a run's rollouts, as rated replies for `perm-ray judge calibrate`.
 
 One row is one reply in the neutral format of `evaluation/calibration/labels.py`: the ratings of all its
 raters are together, since agreement is measured between the raters of a reply. `raters` has every feedback by
@@ -147,7 +147,7 @@ def _row(trace: Trace, given: list[Assessment], scales: Mapping[str, Scale]) -> 
 
 
 def _of_judges(trace: Trace, rated: Mapping[str, object]) -> dict[str, dict[str, float]]:
-    """What the judge gave, on the perspectives that people rated too."""
+    """Return what the judge gave, on the perspectives that people rated too."""
     found: dict[str, dict[str, float]] = {}
     for entry in trace.info.assessments:
         value = entry.feedback.value if entry.feedback is not None else None

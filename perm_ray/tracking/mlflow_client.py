@@ -69,7 +69,9 @@ def tracking_uri(config: TrackingConfig, directory: Path) -> str:
     A resumed run reads its own `config.yaml`, where credentials are masked: without the mask, MLflow
     takes them from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.
     """
-    uri = config.mlflow_uri or f"sqlite:///{directory.absolute() / 'mlflow.db'}"
+    # A database's path is decoded as that of an address: `%20` and `?` would lead elsewhere.
+    path = str(directory.absolute() / "mlflow.db").replace("%", "%25").replace("?", "%3F")
+    uri = config.mlflow_uri or f"sqlite:///{path}"
     return uri.replace(f"{REDACTED}@", "")
 
 

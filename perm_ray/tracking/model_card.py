@@ -23,7 +23,7 @@ _LIMITS = """\
 
 @dataclass(frozen=True, slots=True)
 class TrainedPolicy:
-    """What a card tells of a run beyond its configuration.
+    """The facts of a card beyond its configuration.
 
     `contents` names data, rubrics and models by digest; `evaluation` is that of `summary.json`, empty
     without held-out scenarios; `packages` the versions that it was trained with.

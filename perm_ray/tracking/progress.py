@@ -1,4 +1,4 @@
-"""What a person sees while a run is under way.
+"""Show a person how a run is going.
 
 On a terminal, a few lines that are redrawn: the step, its phase, the reward and each perspective's
 score with their change since the first step, speed and time left. Elsewhere (a log file, a Ray job),
@@ -29,7 +29,7 @@ _RECENT = 8  # steps that the time left is judged by
 
 @dataclass
 class _State:
-    """What the display shows; written by the driver, read by the thread that redraws."""
+    """The values on the display; written by the driver, read by the thread that redraws."""
 
     step: int
     phase: str = "starting"

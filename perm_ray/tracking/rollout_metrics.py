@@ -71,7 +71,7 @@ def _speaks_markup(sections: Sections) -> bool:
 
 
 def _cost(name: str, judgments: Sequence[Judgment]) -> dict[str, float]:
-    """What the judgments took: tokens, the share of their prompts that a cache held, and time each."""
+    """Return what the judgments cost: tokens, the share of their prompts that a cache held, and time each."""
     tokens = sum((judgment.tokens for judgment in judgments), NO_TOKENS)
     asked = [judgment.latency_s for judgment in judgments if judgment.tries]
     metrics = {f"judge/{name}/tokens": float(tokens.prompt + tokens.completion)}

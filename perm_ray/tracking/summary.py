@@ -44,7 +44,7 @@ def summarise(
 
 
 def summary_table(summary: Mapping[str, object]) -> Table:
-    """Where the run began and where it ended: scores, reward, format, and the held-out evaluation."""
+    """Return a table of where the run began and ended: scores, reward, format, held-out evaluation."""
     title = f"{summary['status']}: {summary['steps']} steps in {duration(_number(summary, 'wall_time_s'))}"
     table = Table(title=title, title_justify="left")
     table.add_column("")
@@ -83,7 +83,7 @@ def where_to_look(summary: Mapping[str, object]) -> list[str]:
 
 
 def mlflow_command(uri: str) -> str:
-    """How a person looks at a tracking URI: a command for a database, the address of a server."""
+    """Return how a person looks at a tracking URI: a command for a database, the address of a server."""
     if "://" not in uri or uri.startswith(("sqlite:", "file:")):
         return f"mlflow ui --backend-store-uri {shlex.quote(uri)} --host 127.0.0.1"
     return redact_text(uri)

@@ -1,4 +1,4 @@
-"""What a driver needs of an experiment tracker.
+"""Define an experiment tracker: a sink with a beginning and an end.
 
 `MlflowTracker` is one; `Tracker` itself stands in when `tracking.mlflow` is false. No call
  may wait on a network or raise because of one: the run directory has every number as well.

@@ -165,7 +165,7 @@ def _together(sequences: Sequence[TrainSequence], budget_tokens: int, num_ranks:
 
 
 def plan_metrics(plan: Sequence[Sequence[RankBatch]]) -> dict[str, float]:
-    """What a step computes (`trainer/...`).
+    """Return the metrics of what a step computes (`trainer/...`).
 
     `padding_share` is of tokens that are computed for nothing: packed sequences need no padding, all there is
     are the stand-ins of micro-batches that only take part. `shared_share` is of the sequences' tokens, those

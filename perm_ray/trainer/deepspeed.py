@@ -103,7 +103,7 @@ def settings(config: TrainerConfig) -> dict[str, Any]:
 
 
 def parameter_groups(config: TrainerConfig, model: PreTrainedModel) -> list[dict[str, Any]]:
-    """What is trained, for the optimizer: matrices decay, norms and biases (one-dimensional) do not."""
+    """Return the optimizer's groups: matrices have weight decay, norms and biases (one-dimensional) none."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},

@@ -35,7 +35,7 @@ ANSWER_S = 5.0  # for a rank to say where it is, which it does while it trains, 
 
 
 class TrainerGroup:
-    """All trainer ranks. `start_async`, `wait_ready`, then a call at a time; `shutdown` at the end.
+    """The trainer ranks together. `start_async`, `wait_ready`, then a call at a time; `shutdown` at the end.
 
     Args:
         config: The section `trainer`.

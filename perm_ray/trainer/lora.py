@@ -27,7 +27,7 @@ _NAME = "default"  # peft's, of the one adapter there is
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """What is added to one weight: `scaling * up @ down`."""
+    """The low-rank update of one weight: `scaling * up @ down`."""
 
     down: nn.Parameter
     up: nn.Parameter

@@ -1,4 +1,4 @@
-"""How far the sampler and the trainer disagree about the same tokens, and what is done about it. Pure.
+"""Measure how far sampler and trainer disagree about the same tokens, and correct for it. Pure.
 
 vLLM and the trainer compute the same policy with other kernels, and in an asynchronous run with other
 weights; the samples are then not quite the policy's own. Truncated importance sampling weighs them by how

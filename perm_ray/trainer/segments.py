@@ -1,4 +1,4 @@
-"""Which completion each token of a packed micro-batch belongs to: sums and means per completion. Pure."""
+"""Map the tokens of a packed micro-batch to their completions: sums and means per completion. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a rank writes into a checkpoint and reads back: DeepSpeed's state and the random generators.
+"""Write a rank's part of a checkpoint and read it back: DeepSpeed's state and the random generators.
 
 `learner.py` calls it on every rank. A save copies the state to host memory, which is all that training
 waits for; a thread writes the copy out. Whether a checkpoint is whole is decided above, in `checkpoint.py`,

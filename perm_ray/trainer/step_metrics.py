@@ -1,4 +1,4 @@
-"""What one rank reports of one step, and how the ranks' reports become the step's metrics. Pure."""
+"""Merge what the ranks report of a step into the step's metrics. Pure."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What `perm-ray judge` can do: a file each."""
+"""Verbs of `perm-ray judge`, a file each."""

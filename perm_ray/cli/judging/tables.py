@@ -1,4 +1,4 @@
-"""How the verbs of `perm-ray judge` print figures of agreement, and texts to read."""
+"""Print figures of agreement, and texts to read."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def confusion_table(confusion: Confusion, rows: str, columns: str) -> Table:
 
 
 def dimension_rows(entry: DimensionReport) -> dict[str, Mapping[str, Figure]]:
-    """What the terminal shows of a dimension: the judge, each person and each model against (other) people.
+    """Return the rows of a dimension: the judge, each person and each model against (other) people.
     "Minus a person" is the judge's margin over a person in that person's place."""
     rows: dict[str, Mapping[str, Figure]] = {}
     if entry.judge is not None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from perm_ray.cluster.jobs import variables
-from perm_ray.cluster.placement import Demand, unfit
+from perm_ray.cluster.placement import Demand, missing_resources
 from perm_ray.errors import RunError, UserError
 
 ENDED = ("STOPPED", "SUCCEEDED", "FAILED")
@@ -46,7 +46,7 @@ class Job:
         return self.status in ENDED
 
     def lines(self) -> list[str]:
-        """What `perm-ray status RUN` prints."""
+        """Return the lines that `perm-ray status RUN` prints."""
         times = [
             f"{word} {datetime.fromtimestamp(at).astimezone():%Y-%m-%d %H:%M:%S %Z}"
             for word, at in (("started", self.started_s), ("ended", self.ended_s))
@@ -81,7 +81,7 @@ class JobsClient:
 
             listed: Any = list_nodes(address=self._address, detail=True, filters=[("state", "=", "ALIVE")])
             nodes: list[dict[str, float]] = [node.resources_total for node in listed]
-        lacking = unfit(rows, nodes)
+        lacking = missing_resources(rows, nodes)
         if lacking:
             raise JobError(
                 f"The run needs {lacking} in the cluster at {self._address}: add nodes, lower replicas, or "
@@ -119,7 +119,7 @@ class JobsClient:
         return submission_id
 
     def jobs(self) -> list[Job]:
-        """All jobs that this project submitted, the newest last."""
+        """Return the jobs that this project submitted, the newest last."""
         with self._explained("list jobs"):
             found = [
                 _job(details) for details in self._client.list_jobs() if (details.metadata or {}).get("run")
@@ -136,7 +136,7 @@ class JobsClient:
         return fitting[-1]
 
     def logs(self, submission_id: str) -> str:
-        """All that the job has printed so far."""
+        """Return the job's output so far."""
         with self._explained(f"read the logs of {submission_id}"):
             return self._client.get_job_logs(submission_id)
 

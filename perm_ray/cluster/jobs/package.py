@@ -1,4 +1,4 @@
-"""What a job needs and nothing else: a folder with the code, the configuration and the files it names.
+"""Pack what a job needs and nothing else: the code, the configuration and the files it names.
 
 Ray uploads the folder and unpacks it on every node. Models are not in it: a model folder must be on storage
 that all nodes see. Secrets that were asked for by name are in a file of their own, which the job reads once

@@ -1,4 +1,4 @@
-"""What the judgments of the probes say about the judges: pass rates, attack scores, and their rise. Pure.
+"""Report what probes say about the judges: pass rates, attack scores, and their rise. Pure.
 
 `probe_report` is where the verb `perm-ray judge probe` and training meet; `ProbeWatch` is what a
 training loop keeps of it between its probings. A judgment that failed is counted apart: it neither
@@ -43,7 +43,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class PassRate:
-    """How many of `judged` pairs of texts were put in the right order; `failed` more had no score."""
+    """The share of `judged` pairs of texts that were put in the right order; `failed` more had no score."""
 
     passed: int
     judged: int
@@ -119,7 +119,7 @@ class ProbeReport:
         ]
 
     def as_dict(self) -> dict[str, object]:
-        """All of it as plain values, for a JSON file."""
+        """Return the report as plain values, for a JSON file."""
         whole = {"all": self._row(None, None)} | {kind: self._row(None, kind) for kind in self.kinds}
         by_perspective = {
             name: {"all": self._row(name, None)} | {kind: self._row(name, kind) for kind in self.kinds}
@@ -236,7 +236,7 @@ class ProbeWatch:
         return self._config.every > 0 and step % self._config.every == 0
 
     def look(self, judged: Iterable[tuple[JudgeItem, Mapping[str, Judgment]]]) -> Probing:
-        """What the judgments of all `items` say. `probe/rises` is how many attack scores have risen."""
+        """Evaluate the judgments of all `items`. `probe/rises` is how many attack scores have risen."""
         judgments = {item.item_id: by_perspective for item, by_perspective in judged}
         report = probe_report(self._probes, judgments, self._perspectives)
         metrics = report.metrics()

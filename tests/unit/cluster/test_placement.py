@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from perm_ray.cluster.placement import Demand, Places, beyond, demands, groups, total, unfit
+from perm_ray.cluster.placement import (
+    Demand,
+    Places,
+    demands,
+    groups,
+    missing_in_sum,
+    missing_resources,
+    total,
+)
 from perm_ray.config.load import load_config
 from perm_ray.config.schema import Config, RayConfig
 from perm_ray.errors import ConfigError
@@ -54,17 +62,22 @@ def test_what_is_not_reserved_is_placed_by_ray() -> None:
 
 
 def test_what_is_missing_is_named_with_what_was_found() -> None:
-    assert beyond(ROWS, {"CPU": 13.0, "GPU": 8.5, "rollout": 3.0}) == ""
-    assert beyond(ROWS, {"CPU": 13.0, "GPU": 4.0}) == "8.5 GPUs (4 found) and 3 of 'rollout' (0 found)"
+    assert missing_in_sum(ROWS, {"CPU": 13.0, "GPU": 8.5, "rollout": 3.0}) == ""
+    assert (
+        missing_in_sum(ROWS, {"CPU": 13.0, "GPU": 4.0}) == "8.5 GPUs (4 found) and 3 of 'rollout' (0 found)"
+    )
 
 
 def test_an_actor_needs_a_node_to_itself() -> None:
     nodes = [{"CPU": 1.0, "GPU": 1.0}, {"CPU": 1.0, "GPU": 1.0}]
-    assert unfit([Demand("rollout engine", 1, 1.0, 1.0)], nodes) == ""
-    assert unfit([Demand("rollout engine", 1, 1.0, 2.0)], nodes) == (
+    assert missing_resources([Demand("rollout engine", 1, 1.0, 1.0)], nodes) == ""
+    assert missing_resources([Demand("rollout engine", 1, 1.0, 2.0)], nodes) == (
         "a node with 1 CPUs, 2 GPUs for each rollout engine"
     )
-    assert unfit([Demand("rollout engine", 3, 1.0, 1.0)], nodes) == "3 CPUs (2 found) and 3 GPUs (2 found)"
+    assert (
+        missing_resources([Demand("rollout engine", 3, 1.0, 1.0)], nodes)
+        == "3 CPUs (2 found) and 3 GPUs (2 found)"
+    )
 
 
 def test_resources_of_the_configuration_are_asked_for() -> None:

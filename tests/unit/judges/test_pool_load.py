@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from perm_ray.judges.pool_load import CallRecord, PoolLoad, intersect_all, length, load_metrics, merge
+from perm_ray.judges.pool_load import CallRecord, PoolLoad, intersect_all, load_metrics, merge, total_duration
 
 
 def test_intervals() -> None:
     assert merge([(3, 5), (0, 1), (4, 6), (1, 2)]) == [(0, 2), (3, 6)]
     assert intersect_all([[(0, 4), (6, 9)], [(1, 2), (3, 7)]]) == [(1, 2), (3, 4), (6, 7)]
     assert intersect_all([[(0, 1)], [(2, 3)]]) == []
-    assert length([(0, 2), (3, 6)]) == 5
+    assert total_duration([(0, 2), (3, 6)]) == 5
     assert merge([]) == intersect_all([]) == []
 
 

@@ -279,6 +279,15 @@ def test_tracking_can_be_turned_off(tmp_path: Path) -> None:
     assert (tracker.uri, tracker.run_id, list(tmp_path.iterdir())) == (None, None, [])
 
 
+def test_a_run_directory_of_any_name_holds_its_own_database(tmp_path: Path) -> None:
+    folder = tmp_path / "50%20 of what?x=1 #2"
+    folder.mkdir()
+    client = connect(tracking_uri(TrackingConfig(), folder))
+    open_experiment(client, TrackingConfig(), folder)
+    assert [path.name for path in tmp_path.rglob("*.db")] == ["mlflow.db"]
+    assert (folder / "mlflow.db").is_file()
+
+
 def test_where_runs_go(tmp_path: Path) -> None:
     assert tracking_uri(TrackingConfig(), tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
     assert tracking_uri(TrackingConfig(mlflow_uri="http://host:5000"), tmp_path) == "http://host:5000"
