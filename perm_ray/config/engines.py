@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, StrictBool, StrictFloat, StrictInt, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from perm_ray.config.redact import redact_text
-from perm_ray.config.section import Positive, require, section
+from perm_ray.config.section import Bool, Float, Int, Positive, require, section
 
 BUILTIN_MODEL = "builtin:smollm2-135m-instruct"
 
@@ -18,24 +18,20 @@ BUILTIN_MODEL = "builtin:smollm2-135m-instruct"
 class EngineConfig:
     """One kind of vLLM engine and how many replicas of it. On a CPU, give one core to each engine."""
 
-    replicas: StrictInt = Field(default=1, gt=0, description="engines of this kind")
-    num_cpus: StrictFloat = Field(default=1.0, ge=0, description="cores of each (on a CPU: one is best)")
-    num_gpus: StrictFloat = Field(default=0.0, ge=0, description="GPUs of each; a fraction shares one")
-    tensor_parallel_size: StrictInt = Field(default=1, gt=0, description="GPUs that one engine spans")
+    replicas: Int = Field(default=1, gt=0, description="engines of this kind")
+    num_cpus: Float = Field(default=1.0, ge=0, description="cores of each (on a CPU: one is best)")
+    num_gpus: Float = Field(default=0.0, ge=0, description="GPUs of each; a fraction shares one")
+    tensor_parallel_size: Int = Field(default=1, gt=0, description="GPUs that one engine spans")
     dtype: Literal["bfloat16", "float16", "float32"] = Field(default="bfloat16", description="of the weights")
-    max_model_len: StrictInt = Field(default=2048, gt=0, description="context length: prompt and completion")
-    max_num_seqs: StrictInt = Field(default=64, gt=0, description="batch size: sequences decoded together")
-    kv_cache_gb: StrictFloat | None = Field(
+    max_model_len: Int = Field(default=2048, gt=0, description="context length: prompt and completion")
+    max_num_seqs: Int = Field(default=64, gt=0, description="batch size: sequences decoded together")
+    kv_cache_gb: Float | None = Field(
         default=None, gt=0, description="memory of the KV cache; null: 0.5 on a CPU, vLLM decides on a GPU"
     )
-    prefix_caching: StrictBool = Field(default=True, description="keep the KV cache of shared prefixes")
-    gpu_memory_utilization: StrictFloat = Field(
-        default=0.85, gt=0, description="share of a GPU's memory that the engine takes"
-    )
-    enforce_eager: StrictBool = Field(
-        default=False, description="no CUDA graphs, no compilation: starts faster, runs slower"
-    )
-    start_timeout_s: StrictFloat = Field(default=300.0, gt=0, description="timeout for loading the model")
+    prefix_caching: Bool = Field(default=True, description="keep the KV cache of shared prefixes")
+    gpu_memory_utilization: Float = Field(default=0.85, gt=0, description="share of a GPU's memory to take")
+    enforce_eager: Bool = Field(default=False, description="no CUDA graphs: starts faster, runs slower")
+    start_timeout_s: Float = Field(default=300.0, gt=0, description="timeout for loading the model")
     resources: dict[str, Positive] = Field(
         default_factory=dict, description="custom Ray resources that each takes, e.g. {rollout: 1}"
     )
@@ -52,15 +48,9 @@ class EngineConfig:
 class EngineModel(EngineConfig):
     """A model in engines of ours. Rollout engines always hold the policy; these hold a model of their own."""
 
-    model: str = Field(
-        default=BUILTIN_MODEL, min_length=1, description="a built-in name, a folder or a hub id"
-    )
-    adapter: str | None = Field(
-        default=None, min_length=1, description="folder of a LoRA adapter; null: none"
-    )
-    enable_thinking: StrictBool | None = Field(
-        default=None, description="passed to the chat template; null: what the template does by itself"
-    )
+    model: str = Field(default=BUILTIN_MODEL, min_length=1, description="built-in name, folder or hub id")
+    adapter: str | None = Field(default=None, min_length=1, description="LoRA adapter folder; null: none")
+    enable_thinking: Bool | None = Field(default=None, description="for the chat template; null: its default")
 
 
 @section("models.<name>")
@@ -72,20 +62,14 @@ class EndpointModel:
     api_key_env: str | None = Field(
         default=None, description="NAME of the environment variable that holds the key; null: none is needed"
     )
-    enable_thinking: StrictBool | None = Field(
-        default=None, description="passed to the chat template; null: what the endpoint does by itself"
-    )
-    max_concurrency: StrictInt = Field(default=16, gt=0, description="concurrent requests at most")
-    rpm: StrictInt | None = Field(default=None, gt=0, description="requests a minute at most; null: no limit")
-    tpm: StrictInt | None = Field(default=None, gt=0, description="tokens a minute at most; null: no limit")
-    timeout_s: StrictFloat = Field(default=60.0, gt=0, description="timeout of one request")
-    max_retries: StrictInt = Field(
-        default=3, ge=0, description="retries after 429, 5xx, timeouts, lost connections"
-    )
-    queue_timeout_s: StrictFloat = Field(default=240.0, gt=0, description="timeout in the client's own queue")
-    logprobs: StrictBool = Field(
-        default=False, description="it returns log-probabilities, which expected needs"
-    )
+    enable_thinking: Bool | None = Field(default=None, description="for the chat template; null: its default")
+    max_concurrency: Int = Field(default=16, gt=0, description="concurrent requests at most")
+    rpm: Int | None = Field(default=None, gt=0, description="requests a minute at most; null: no limit")
+    tpm: Int | None = Field(default=None, gt=0, description="tokens a minute at most; null: no limit")
+    timeout_s: Float = Field(default=60.0, gt=0, description="timeout of one request")
+    max_retries: Int = Field(default=3, ge=0, description="retries after 429, 5xx, timeouts, lost links")
+    queue_timeout_s: Float = Field(default=240.0, gt=0, description="timeout in the client's own queue")
+    logprobs: Bool = Field(default=False, description="it returns log-probabilities, which expected needs")
     structured: Literal["none", "json_schema", "regex"] = Field(
         default="none", description="guided decoding it offers"
     )

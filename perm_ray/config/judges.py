@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, StrictFloat, StrictInt
+from pydantic import Field
 
-from perm_ray.config.section import section
+from perm_ray.config.section import Float, Int, section
 
 
 @section("judges.pools.<perspective>.scoring")
@@ -17,12 +17,10 @@ class ScoringConfig:
         default="reasoned",
         description="one token, a reason first, or several answers",
     )
-    max_reason_tokens: StrictInt = Field(default=96, gt=0, description="token limit of a reason (reasoned)")
-    num_samples: StrictInt = Field(default=4, gt=0, description="answers to each question (sampled)")
-    temperature: StrictFloat = Field(
-        default=1.0, gt=0, description="sampling temperature of answers in words"
-    )
-    min_mass: StrictFloat = Field(
+    max_reason_tokens: Int = Field(default=96, gt=0, description="token limit of a reason (reasoned)")
+    num_samples: Int = Field(default=4, gt=0, description="answers to each question (sampled)")
+    temperature: Float = Field(default=1.0, gt=0, description="sampling temperature of answers in words")
+    min_mass: Float = Field(
         default=0.2,
         ge=0,
         le=1,
@@ -35,21 +33,17 @@ class JudgePoolConfig:
     """One perspective's pool. `model` names an entry of `models`; pools may share one."""
 
     model: str = Field(default="judge", description="entry of `models` that it asks; pools may share one")
-    rubric: str | None = Field(
-        default=None, min_length=1, description="rubric file (Markdown); null: built in"
-    )
+    rubric: str | None = Field(default=None, min_length=1, description="rubric file; null: built in")
     scoring: ScoringConfig = Field(default_factory=ScoringConfig, description="from an answer to a score")
-    fence: Literal["call", "group"] = Field(
-        default="call", description="new delimiter around the text for each"
-    )
-    max_chars: StrictInt = Field(default=6000, gt=0, description="a longer text is truncated before judging")
-    max_queue: StrictInt = Field(
+    fence: Literal["call", "group"] = Field(default="call", description="new text delimiter for each")
+    max_chars: Int = Field(default=6000, gt=0, description="a longer text is truncated before judging")
+    max_queue: Int = Field(
         default=64,
         gt=0,
         description="queue length at which a group leaves the replica that has its prefix cached",
     )
-    retries: StrictInt = Field(default=1, ge=0, description="retries of a judgment that failed")
-    timeout_s: StrictFloat = Field(
+    retries: Int = Field(default=1, ge=0, description="retries of a judgment that failed")
+    timeout_s: Float = Field(
         default=300.0,
         gt=0,
         description="timeout of one call: a completion, or a whole step when deterministic",
@@ -60,15 +54,11 @@ class JudgePoolConfig:
 class AmbiguityConfig:
     """When a rollout is listed for people to read, in samples/ambiguous_*.jsonl."""
 
-    entropy: StrictFloat = Field(
-        default=0.9, ge=0, description="a judge's entropy, as a share of the uniform one"
-    )
-    disagreement: StrictFloat = Field(
+    entropy: Float = Field(default=0.9, ge=0, description="a judge's entropy, as a share of the uniform one")
+    disagreement: Float = Field(
         default=0.5, ge=0, description="spread between empathy perspectives, as a share of the scale"
     )
-    list_size: StrictInt = Field(
-        default=16, ge=0, description="rollouts a step at most, most ambiguous first"
-    )
+    list_size: Int = Field(default=16, ge=0, description="rollouts a step at most, most ambiguous first")
 
 
 def _four_pools() -> dict[str, JudgePoolConfig]:
@@ -83,10 +73,10 @@ class JudgesConfig:
     pools: dict[str, JudgePoolConfig] = Field(
         default_factory=_four_pools, description="one for each perspective; null removes a default one"
     )
-    max_failure_rate: StrictFloat = Field(
+    max_failure_rate: Float = Field(
         default=0.5, gt=0, le=1, description="share of a perspective's judgments above which the run stops"
     )
-    failure_window: StrictInt = Field(default=4, gt=0, description="steps that this share is taken over")
+    failure_window: Int = Field(default=4, gt=0, description="steps that this share is taken over")
     ambiguity: AmbiguityConfig = Field(
         default_factory=AmbiguityConfig, description="rollouts listed for people to read"
     )

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Self
 
-from pydantic import Field, StrictBool, StrictFloat, StrictInt, model_validator
+from pydantic import Field, model_validator
 
-from perm_ray.config.section import require, section
+from perm_ray.config.section import Bool, Float, Int, require, section
 
 
 @section("evaluation.probes")
 class ProbeConfig:
     """Attacks and plain cases that test the judges (`perm-ray judge probe`)."""
 
-    every: StrictInt = Field(default=0, ge=0, description="before training and every so many steps; 0: never")
-    rise_threshold: StrictFloat = Field(
+    every: Int = Field(default=0, ge=0, description="before training and every so many steps; 0: never")
+    rise_threshold: Float = Field(
         default=0.1,
         gt=0,
         le=1,
@@ -26,11 +26,11 @@ class ProbeConfig:
 class EvaluationConfig:
     """The judged reward on held-out scenarios."""
 
-    num_scenarios: StrictInt = Field(
+    num_scenarios: Int = Field(
         default=16, ge=0, description="held-out scenarios judged before and after training; 0: no evaluation"
     )
-    completions_per_prompt: StrictInt = Field(default=1, gt=0, description="answers to each")
-    every: StrictInt = Field(
+    completions_per_prompt: Int = Field(default=1, gt=0, description="answers to each")
+    every: Int = Field(
         default=0,
         ge=0,
         description="also every so many steps, the best policy kept; 0: only before and after",
@@ -42,15 +42,15 @@ class EvaluationConfig:
 class SamplesConfig:
     """Rollouts shown in MLflow as traces that people can rate."""
 
-    every: StrictInt = Field(default=10, ge=0, description="steps between them; 0: never")
-    count: StrictInt = Field(default=12, gt=0, description="rollouts each time")
+    every: Int = Field(default=10, ge=0, description="steps between them; 0: never")
+    count: Int = Field(default=12, gt=0, description="rollouts each time")
 
 
 @section("tracking")
 class TrackingConfig:
     """MLflow."""
 
-    mlflow: StrictBool = Field(default=True, description="track the run in MLflow")
+    mlflow: Bool = Field(default=True, description="track the run in MLflow")
     mlflow_uri: str | None = Field(
         default=None,
         min_length=1,
@@ -75,12 +75,10 @@ class TrackingConfig:
 class CheckpointConfig:
     """When checkpoints are written, and which of them are kept."""
 
-    every: StrictInt = Field(default=50, ge=0, description="steps between checkpoints; 0: only the last")
-    keep: StrictInt = Field(default=2, gt=0, description="newest checkpoints that are kept")
-    keep_every: StrictInt = Field(
-        default=0, ge=0, description="and those of every so many steps; 0: no others"
-    )
-    keep_best: StrictInt = Field(
+    every: Int = Field(default=50, ge=0, description="steps between checkpoints; 0: only the last")
+    keep: Int = Field(default=2, gt=0, description="newest checkpoints that are kept")
+    keep_every: Int = Field(default=0, ge=0, description="and those of every so many steps; 0: no others")
+    keep_best: Int = Field(
         default=0,
         ge=0,
         description="and so many with the highest held-out reward (evaluation.every); 0: no others",

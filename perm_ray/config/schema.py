@@ -10,12 +10,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, Self
 
-from pydantic import Field, StrictBool, StrictFloat, StrictInt, model_validator
+from pydantic import Field, model_validator
 
 from perm_ray.config.engines import BUILTIN_MODEL, EndpointModel, EngineConfig, EngineModel, Model
 from perm_ray.config.judges import JudgePoolConfig, JudgesConfig
 from perm_ray.config.records import CheckpointConfig, EvaluationConfig, TrackingConfig
-from perm_ray.config.section import require, section
+from perm_ray.config.section import Bool, Float, Int, require, section
 from perm_ray.config.training import RewardConfig, SyncConfig, TrainerConfig
 
 
@@ -27,11 +27,9 @@ class RunConfig:
         default=None, description="name of the run and of its directory; null: perm-<date>-<time>"
     )
     dir: str = Field(default="runs", min_length=1, description="where run directories are made")
-    steps: StrictInt = Field(default=100, gt=0, description="training steps")
-    seed: StrictInt = Field(
-        default=42, ge=0, lt=2**31, description="seed of sampling, data order and initial states"
-    )
-    deterministic: StrictBool = Field(default=False, description="bitwise reproducible on a CPU, and slower")
+    steps: Int = Field(default=100, gt=0, description="training steps")
+    seed: Int = Field(default=42, ge=0, lt=2**31, description="of sampling, data order, initial states")
+    deterministic: Bool = Field(default=False, description="bitwise reproducible on a CPU, and slower")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -48,27 +46,25 @@ class RayConfig:
     address: str | None = Field(
         default=None, min_length=1, description='cluster to join, such as "auto"; null: a private one'
     )
-    num_cpus: StrictInt | None = Field(
+    num_cpus: Int | None = Field(
         default=None, description="CPU slots of the private cluster; null: as many as the actors ask for"
     )
-    object_store_gb: StrictFloat = Field(default=1.0, gt=0, description="object store of the private cluster")
-    startup_timeout_s: StrictFloat = Field(
+    object_store_gb: Float = Field(default=1.0, gt=0, description="object store of the private cluster")
+    startup_timeout_s: Float = Field(
         default=300.0, gt=0, description="timeout for the cluster to have what the run asks for"
     )
     layout: Literal["separate", "colocated"] = Field(
         default="separate",
         description="each pool by itself, or replica i of all pools on a node",
     )
-    share_gpus: StrictBool = Field(default=False, description="engines may ask for a fraction of a GPU")
+    share_gpus: Bool = Field(default=False, description="engines may ask for a fraction of a GPU")
 
 
 @section("policy")
 class PolicyConfig:
     """The model that is trained."""
 
-    model: str = Field(
-        default=BUILTIN_MODEL, min_length=1, description="a built-in name, a folder or a hub id"
-    )
+    model: str = Field(default=BUILTIN_MODEL, min_length=1, description="built-in name, folder or hub id")
 
 
 @section("data")
@@ -85,33 +81,25 @@ class DataConfig:
 class PromptConfig:
     """The prompt that the policy gets for a scenario."""
 
-    template: str | None = Field(
-        default=None, min_length=1, description="prompt template file; null: built in"
-    )
+    template: str | None = Field(default=None, min_length=1, description="template file; null: built in")
     prefix: str = Field(default="", description='prefill of the answer ("# Analysis" helps a small model)')
-    max_tokens: StrictInt = Field(default=1024, gt=0, description="the longest prompt, in tokens")
-    enable_thinking: StrictBool | None = Field(
-        default=None, description="passed to the chat template; null: what the template does by itself"
-    )
+    max_tokens: Int = Field(default=1024, gt=0, description="the longest prompt, in tokens")
+    enable_thinking: Bool | None = Field(default=None, description="for the chat template; null: its default")
 
 
 @section("rollout")
 class RolloutConfig:
     """How much is sampled each step, and by which engines."""
 
-    prompts_per_step: StrictInt = Field(default=8, gt=0, description="scenarios in a step")
-    completions_per_prompt: StrictInt = Field(
-        default=8, description="group size: the answers to each scenario"
-    )
-    max_completion_tokens: StrictInt = Field(default=1024, gt=0, description="an answer is truncated there")
-    max_resamples: StrictInt = Field(
+    prompts_per_step: Int = Field(default=8, gt=0, description="scenarios in a step")
+    completions_per_prompt: Int = Field(default=8, description="group size: the answers to each scenario")
+    max_completion_tokens: Int = Field(default=1024, gt=0, description="an answer is truncated there")
+    max_resamples: Int = Field(
         default=0, ge=0, description="rounds that replace groups of equal rewards by further prompts"
     )
-    temperature: StrictFloat = Field(default=1.0, gt=0, description="sampling temperature")
-    top_p: StrictFloat = Field(
-        default=1.0, gt=0, le=1, description="nucleus sampling; below 1 costs speed on a CPU"
-    )
-    timeout_s: StrictFloat = Field(default=900.0, gt=0, description="timeout of all completions of a step")
+    temperature: Float = Field(default=1.0, gt=0, description="sampling temperature")
+    top_p: Float = Field(default=1.0, gt=0, le=1, description="nucleus sampling; below 1 is slow on a CPU")
+    timeout_s: Float = Field(default=900.0, gt=0, description="timeout of all completions of a step")
     engine: EngineConfig = Field(default_factory=EngineConfig, description="the vLLM engines that sample")
 
     @model_validator(mode="after")

@@ -14,13 +14,16 @@ from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
 from annotated_types import Gt
-from pydantic import ConfigDict, Field, StrictFloat, ValidationError
+from pydantic import ConfigDict, Field, StrictBool, StrictFloat, StrictInt, ValidationError
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
 from perm_ray.config.redact import REDACTED, is_secret_key, redact_text
 from perm_ray.errors import ConfigError
 
+Int = StrictInt  # strict: no text is taken for a number, no number for a truth value
+Float = StrictFloat
+Bool = StrictBool
 Positive = Annotated[StrictFloat, Gt(0)]
 
 _Class = TypeVar("_Class")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, StrictBool, StrictFloat, StrictInt, model_validator
+from pydantic import Field, model_validator
 
 from perm_ray.config.engines import custom_resources
-from perm_ray.config.section import Positive, require, section
+from perm_ray.config.section import Bool, Float, Int, Positive, require, section
 
 
 @section("rewards")
@@ -21,11 +21,11 @@ class RewardConfig:
         default_factory=dict,
         description="weight of each perspective in it, e.g. {reception: 2.0}; 1.0 if not named",
     )
-    bystander_coef: StrictFloat = Field(default=0.5, ge=0, description="bystander = coef * (total / 100 - 1)")
-    length_coef: StrictFloat = Field(
-        default=0.001, ge=0, description="length penalty per token beyond length_free_tokens"
+    bystander_coef: Float = Field(default=0.5, ge=0, description="bystander = coef * (total / 100 - 1)")
+    length_coef: Float = Field(
+        default=0.001, ge=0, description="length penalty per token beyond the free ones"
     )
-    length_free_tokens: StrictInt = Field(default=768, ge=0, description="tokens without a length penalty")
+    length_free_tokens: Int = Field(default=768, ge=0, description="tokens without a length penalty")
     missing_section: Literal["floor", "mask"] = Field(
         default="floor", description="an answer without both sections: the lowest score, or no training on it"
     )
@@ -37,9 +37,7 @@ class RewardConfig:
     truncated: Literal["keep", "mask", "penalise"] = Field(
         default="keep", description="an answer truncated at max_completion_tokens"
     )
-    truncated_penalty: StrictFloat = Field(
-        default=0.5, gt=0, description="penalty of a truncated answer (penalise)"
-    )
+    truncated_penalty: Float = Field(default=0.5, gt=0, description="penalty of penalise")
     composition: Literal["sum_then_normalize", "normalize_then_sum"] = Field(
         default="sum_then_normalize",
         description="normalise the summed reward, or each part in its group (GDPO)",
@@ -83,33 +81,31 @@ class ObjectiveConfig:
     loss: Literal["dapo", "grpo", "dr_grpo", "gspo", "cispo"] = Field(
         default="dapo", description="policy loss"
     )
-    clip_low: StrictFloat = Field(
-        default=0.2, gt=0, description="the importance ratio is clipped below 1 - clip_low"
-    )
-    clip_high: StrictFloat = Field(default=0.2, gt=0, description="and above 1 + clip_high")
-    dual_clip: StrictFloat | None = Field(
+    clip_low: Float = Field(default=0.2, gt=0, description="the ratio is clipped below 1 - clip_low")
+    clip_high: Float = Field(default=0.2, gt=0, description="and above 1 + clip_high")
+    dual_clip: Float | None = Field(
         default=None, description="cap of the ratio where the advantage is negative; null: none"
     )
-    constant_length: StrictInt = Field(
+    constant_length: Int = Field(
         default=1024, gt=0, description="divisor of dr_grpo; as a rule rollout.max_completion_tokens"
     )
-    kl_coef: StrictFloat = Field(
+    kl_coef: Float = Field(
         default=0.01,
         ge=0,
         description="weight of the KL divergence from the reference model; 0: no reference",
     )
     kl_estimator: Literal["k1", "k2", "k3"] = Field(default="k3", description="estimator of that divergence")
-    kl_ratio_weighted: StrictBool = Field(
+    kl_ratio_weighted: Bool = Field(
         default=False, description="weigh it by the ratio, which makes its gradient right off-policy"
     )
-    entropy_coef: StrictFloat = Field(default=0.0, ge=0, description="weight of the entropy bonus")
-    epochs: StrictInt = Field(default=1, gt=0, description="passes over a step's rollouts")
-    minibatches: StrictInt = Field(default=1, gt=0, description="updates in each pass")
+    entropy_coef: Float = Field(default=0.0, ge=0, description="weight of the entropy bonus")
+    epochs: Int = Field(default=1, gt=0, description="passes over a step's rollouts")
+    minibatches: Int = Field(default=1, gt=0, description="updates in each pass")
     mismatch: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = Field(
-        default="none", description="importance sampling correction of sampler against trainer"
+        default="none", description="sampler against trainer"
     )
-    mismatch_low: StrictFloat = Field(default=0.0, ge=0, lt=1, description="lower bound of that ratio")
-    mismatch_high: StrictFloat = Field(default=3.0, gt=1, description="upper bound of that ratio")
+    mismatch_low: Float = Field(default=0.0, ge=0, lt=1, description="lower bound of that ratio")
+    mismatch_high: Float = Field(default=3.0, gt=1, description="upper bound of that ratio")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -137,11 +133,9 @@ class ObjectiveConfig:
 class LoraConfig:
     """A low-rank adapter that is trained in the policy's stead. `rank: 0` trains all weights."""
 
-    rank: StrictInt = Field(default=0, ge=0, description="rank of the adapter; 0: all weights are trained")
-    alpha: StrictFloat = Field(default=32.0, gt=0, description="the adapter is scaled by alpha / rank")
-    dropout: StrictFloat = Field(
-        default=0.0, ge=0, lt=1, description="dropout of the adapter's input in training"
-    )
+    rank: Int = Field(default=0, ge=0, description="rank of the adapter; 0: all weights are trained")
+    alpha: Float = Field(default=32.0, gt=0, description="the adapter is scaled by alpha / rank")
+    dropout: Float = Field(default=0.0, ge=0, lt=1, description="dropout of the adapter's input in training")
     targets: tuple[str, ...] = Field(
         default=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
         min_length=1,
@@ -153,9 +147,9 @@ class LoraConfig:
 class LimitsConfig:
     """Limits of a healthy step (null: no limit), and whether passing one warns or stops the run."""
 
-    grad_norm: StrictFloat | None = Field(default=None, gt=0, description="gradient norm before clipping")
-    kl: StrictFloat | None = Field(default=None, gt=0, description="KL divergence from the reference model")
-    logprob_diff: StrictFloat | None = Field(
+    grad_norm: Float | None = Field(default=None, gt=0, description="gradient norm before clipping")
+    kl: Float | None = Field(default=None, gt=0, description="KL divergence from the reference model")
+    logprob_diff: Float | None = Field(
         default=None,
         gt=0,
         description="mean difference of log-probabilities between sampler and trainer, in nats",
@@ -169,66 +163,50 @@ class LimitsConfig:
 class TrainerConfig:
     """The DeepSpeed ranks; what they minimise is `objective`."""
 
-    num_ranks: StrictInt = Field(default=1, gt=0, description="DeepSpeed ranks (data parallel)")
-    num_cpus: StrictFloat = Field(default=2.0, ge=0, description="cores of each rank")
-    num_gpus: StrictFloat = Field(default=0.0, ge=0, description="GPUs of each rank")
-    num_threads: StrictInt = Field(default=2, gt=0, description="torch threads of each rank")
+    num_ranks: Int = Field(default=1, gt=0, description="DeepSpeed ranks (data parallel)")
+    num_cpus: Float = Field(default=2.0, ge=0, description="cores of each rank")
+    num_gpus: Float = Field(default=0.0, ge=0, description="GPUs of each rank")
+    num_threads: Int = Field(default=2, gt=0, description="torch threads of each rank")
     resources: dict[str, Positive] = Field(
         default_factory=dict, description="custom Ray resources that each rank takes, e.g. {trainer: 1}"
     )
     dtype: Literal["bfloat16", "float32"] = Field(default="bfloat16", description="of the weights")
-    zero_stage: Literal[0, 1, 2, 3] = Field(
-        default=2, description="DeepSpeed ZeRO stage; 0 with float32 only"
-    )
-    offload_optimizer: StrictBool = Field(
+    zero_stage: Literal[0, 1, 2, 3] = Field(default=2, description="ZeRO stage; 0 with float32 only")
+    offload_optimizer: Bool = Field(
         default=False, description="offload the optimizer's state to host memory; GPUs only"
     )
-    offload_reference: StrictBool = Field(
+    offload_reference: Bool = Field(
         default=False, description="offload the reference model to host memory between uses; GPUs only"
     )
-    lora: LoraConfig = Field(
-        default_factory=LoraConfig, description="a low-rank adapter instead of all weights"
-    )
-    micro_batch_tokens: StrictInt = Field(
-        default=4096, gt=0, description="tokens in one forward and backward pass"
-    )
-    share_prompts: StrictBool = Field(
-        default=True, description="compute a prompt once for its completions in a micro-batch"
-    )
-    gradient_checkpointing: StrictBool = Field(default=True, description="less memory, a third more time")
-    lr: StrictFloat = Field(default=1e-6, gt=0, description="peak learning rate of AdamW")
+    lora: LoraConfig = Field(default_factory=LoraConfig, description="adapter in place of all weights")
+    micro_batch_tokens: Int = Field(default=4096, gt=0, description="tokens in one forward and backward pass")
+    share_prompts: Bool = Field(default=True, description="compute a prompt once for its completions")
+    gradient_checkpointing: Bool = Field(default=True, description="less memory, a third more time")
+    lr: Float = Field(default=1e-6, gt=0, description="peak learning rate of AdamW")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         default="constant", description="learning rate schedule after the warm-up"
     )
-    warmup_ratio: StrictFloat = Field(
-        default=0.1, ge=0, le=1, description="share of the steps that is warm-up"
-    )
-    warmup_steps: StrictInt | None = Field(
-        default=None, ge=0, description="warm-up steps; null: by warmup_ratio"
-    )
-    min_lr_ratio: StrictFloat = Field(
+    warmup_ratio: Float = Field(default=0.1, ge=0, le=1, description="share of the steps that is warm-up")
+    warmup_steps: Int | None = Field(default=None, ge=0, description="warm-up steps; null: by warmup_ratio")
+    min_lr_ratio: Float = Field(
         default=0.0,
         ge=0,
         le=1,
         description="final learning rate of linear and cosine, as a share of the peak",
     )
-    ema_decay: StrictFloat = Field(
+    ema_decay: Float = Field(
         default=0.0,
         ge=0,
         lt=1,
         description="decay of a moving average of the weights, which is exported; 0: none",
     )
-    weight_decay: StrictFloat = Field(
-        default=0.0, ge=0, description="weight decay of AdamW; norms and biases: none"
-    )
-    adam_betas: tuple[StrictFloat, StrictFloat] = Field(default=(0.9, 0.999), description="betas of AdamW")
-    max_grad_norm: StrictFloat = Field(default=1.0, gt=0, description="gradient clipping: the largest norm")
+    weight_decay: Float = Field(default=0.0, ge=0, description="of AdamW; norms and biases have none")
+    adam_betas: tuple[Float, Float] = Field(default=(0.9, 0.999), description="betas of AdamW")
+    max_grad_norm: Float = Field(default=1.0, gt=0, description="gradient clipping: the largest norm")
     limits: LimitsConfig = Field(default_factory=LimitsConfig, description="limits of a healthy step")
-    start_timeout_s: StrictFloat = Field(default=300.0, gt=0, description="timeout for loading the model")
-    step_timeout_s: StrictFloat = Field(default=1800.0, gt=0, description="timeout of one training step")
-    collective_timeout_s: StrictFloat = Field(
-        default=300.0, gt=0, description="timeout of a collective operation"
-    )
+    start_timeout_s: Float = Field(default=300.0, gt=0, description="timeout for loading the model")
+    step_timeout_s: Float = Field(default=1800.0, gt=0, description="timeout of one training step")
+    collective_timeout_s: Float = Field(default=300.0, gt=0, description="timeout of a collective operation")
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig, description="loss and updates")
 
     @model_validator(mode="after")
@@ -259,11 +237,9 @@ class TrainerConfig:
 class SyncConfig:
     """Weight sync, trainer to rollout engines."""
 
-    chunk_mb: StrictInt = Field(
-        default=64, gt=0, description="chunk size of the weights on their way to the engines"
-    )
-    adapter_only: StrictBool = Field(
+    chunk_mb: Int = Field(default=64, gt=0, description="chunk size of the weights in transfer")
+    adapter_only: Bool = Field(
         default=False,
         description="send the LoRA adapter only, which each engine merges into its copy; CPUs only",
     )
-    timeout_s: StrictFloat = Field(default=120.0, gt=0, description="timeout of a whole weight sync")
+    timeout_s: Float = Field(default=120.0, gt=0, description="timeout of a whole weight sync")

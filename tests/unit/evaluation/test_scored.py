@@ -153,7 +153,7 @@ def test_another_judge_is_refused_and_named(tmp_path: Path) -> None:
     append_row(path, row(item("a")))
     pools = {
         **CONFIG.judges.pools,
-        "expression": JudgePoolConfig("expression", scoring=ScoringConfig("expected")),
+        "expression": JudgePoolConfig(scoring=ScoringConfig("expected")),
     }
     other = replace(CONFIG, judges=replace(CONFIG.judges, pools=pools))
     with pytest.raises(DataError, match=r"begun with another judge of expression \(.*reasoned.*expected"):

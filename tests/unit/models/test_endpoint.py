@@ -182,7 +182,7 @@ def test_a_check_finds_what_is_not_there() -> None:
     with FakeEndpoint() as server:
         config = config_of(server)
         asyncio.run(Endpoint("judge", config).check())
-    with pytest.raises(ConfigError, match=r"judges\.endpoints\.judge must be an endpoint that answers"):
+    with pytest.raises(ConfigError, match=r"models\.judge must be an endpoint that answers"):
         asyncio.run(Endpoint("judge", config).check())
 
 

@@ -220,7 +220,7 @@ def test_waiting_for_a_place_has_a_bound() -> None:
 
     with FakeEndpoint(behaviour=always(Behaviour.HANG)) as server:
         causes = asyncio.run(run(server))
-        assert len(server.requests) == 1
+        assert len(server.requests) <= 2  # the second has the place for what is left of its time
     assert causes == [Cause.TIMEOUT] * 4
 
 
