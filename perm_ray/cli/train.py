@@ -6,7 +6,6 @@ Everything that can be wrong is checked before anything heavy is imported or sta
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,11 +55,16 @@ def run(arguments: Sequence[str]) -> int:
     config = _config(options)
     authenticate(config.ray.address)
     from perm_ray.cli.dry_run import describe
-    from perm_ray.runs.run_plan import plan_run
+    from perm_ray.runs.run_plan import models_to_fetch, plan_run, prepare_models
 
     plan = plan_run(config)
     if options.dry_run:
+        missing = models_to_fetch(plan)
+        if not missing:
+            prepare_models(plan)
         print(describe(plan), end="")
+        for name in missing:
+            print(f"Not checked: {name} would be downloaded first, and every prompt rendered with it.")
         return 0
     if options.replay is not None:
         from perm_ray.cli.replay import replay
@@ -95,6 +99,5 @@ def _config(options: argparse.Namespace) -> Config:
     file = path / "config.yaml"
     if not file.is_file():
         raise CheckpointError(f"--resume expects a run directory or one of its checkpoints, found no {file}.")
-    # In quotes: a name such as 1e5 is a number to YAML.
-    place = [f"run.dir={json.dumps(str(path.parent))}", f"run.name={json.dumps(path.name)}"]
+    place = [f"run.dir={path.parent}", f"run.name={path.name}"]
     return load_config(options.config or file, [*options.overrides, *place])

@@ -57,12 +57,13 @@ def check_judge_prompts(
     """Refuse an engine that cannot hold rubric, scenario, a text of `text_tokens` and the answer, and one
     whose tokeniser cannot write the numbers."""
     longest = max(scenarios, key=lambda s: len(s.persona + s.situation + s.query))
-    renderers = {folder: ChatRenderer(folder) for folder in set(folders.values())}
+    engines = config.judge_engines
+    renderers = {name: ChatRenderer(path, engines[name].enable_thinking) for name, path in folders.items()}
     for name, pool in config.judges.pools.items():
         engine = config.judge_engines.get(pool.model)
         if engine is None:
             continue  # an endpoint: how long its context is, it says itself
-        renderer = renderers[folders[pool.model]]
+        renderer = renderers[pool.model]
         question = perspectives[name].question(longest, "", make_fence(""))
         if pool.scoring.mode != "sampled":
             for each in modes.score_queries(question, question.opening):

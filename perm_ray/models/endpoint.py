@@ -234,6 +234,9 @@ class Endpoint:
             "max_tokens": max_tokens,
             "temperature": temperature,
         }
+        extra: dict[str, Any] = {}
+        if self._config.enable_thinking is not None:
+            extra["chat_template_kwargs"] = {"enable_thinking": self._config.enable_thinking}
         if seed is not None:
             body["seed"] = seed
         if top_logprobs:
@@ -242,7 +245,9 @@ class Endpoint:
             schema = {"name": "judgment", "strict": True, "schema": dict(json_schema)}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         if regex and self._config.structured == "regex":
-            body["extra_body"] = {"structured_outputs": {"regex": regex}}
+            extra["structured_outputs"] = {"regex": regex}
+        if extra:
+            body["extra_body"] = extra
         return body
 
 

@@ -23,7 +23,7 @@ from perm_ray.judges.startup import (
     resolve_judges,
 )
 from perm_ray.models.chat import ChatRenderer
-from perm_ray.models.resolve import check_context, resolve_model
+from perm_ray.models.resolve import check_context, is_here, resolve_model
 from perm_ray.rewards.reward import check_perspectives
 from perm_ray.rewards.score_map import ScoreMap, score_maps_for
 from perm_ray.types import Prompt, Scenario
@@ -109,6 +109,12 @@ class Models:
         return {"weights of the policy at the start": fingerprint(self.policy), **judges}
 
 
+def models_to_fetch(plan: RunPlan) -> list[str]:
+    """Return the models that would be downloaded: `prepare_models` needs no network without them."""
+    asked = [] if plan.judge is not None else [e.model for e in plan.config.judge_engines.values()]
+    return [name for name in dict.fromkeys([plan.config.policy.model, *asked]) if not is_here(name)]
+
+
 def prepare_models(plan: RunPlan) -> Models:
     """Find (or fetch, or convert) every model and render every prompt. Raises `UserError`s."""
     config = plan.config
@@ -120,7 +126,7 @@ def prepare_models(plan: RunPlan) -> Models:
         scenarios = (*plan.train, *plan.heldout)
         longest = config.rollout.max_completion_tokens
         check_judge_prompts(config, plan.perspectives, judges, scenarios, longest)
-    renderer = ChatRenderer(policy)
+    renderer = ChatRenderer(policy, config.prompt.enable_thinking)
 
     def prompts(scenarios: Sequence[Scenario]) -> Sequence[Prompt]:
         return build_prompts(
