@@ -1,13 +1,14 @@
 """`perm-ray benchmark NAME`: measure on this machine, print a table, write the figures.
 
 Speeds are ratios or medians within one run, since machines are noisy; each benchmark is a file of
-`perm_ray/cli/benchmarks/` with a `DESCRIPTION`, a `CONFIG` and `measure(config) -> figures`.
+the checkout's `benchmarks/` with a `DESCRIPTION`, a `CONFIG` and `measure(config) -> figures`.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 from perm_ray.cluster.session import authenticate
 from perm_ray.config import CONFIGS
 from perm_ray.config.load import load_config
+from perm_ray.errors import UserError
 
 NAMES = ("loop", "rollout", "judging", "learning", "checkpoint", "trainer", "operations")
 
@@ -32,6 +34,10 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: Sequence[str]) -> int:
     """Returns the exit code; raises `PermRayError`s for `cli.py` to print."""
     options = parser().parse_intermixed_args(arguments)
+    if importlib.util.find_spec("benchmarks") is None:
+        raise UserError(
+            "perm-ray benchmark needs a checkout of the project: run it in the folder that has benchmarks/."
+        )
     benchmark = importlib.import_module(f"benchmarks.{options.name}")
     config = load_config(options.config or CONFIGS / benchmark.CONFIG, options.overrides)
     authenticate(config.ray.address)

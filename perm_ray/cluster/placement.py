@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from perm_ray.config.engines import EngineConfig
 from perm_ray.config.schema import Config, RayConfig
 from perm_ray.errors import ConfigError, RunError
 
@@ -93,6 +94,52 @@ def check_local_resources(config: RayConfig, rows: Sequence[Demand]) -> None:
         raise ConfigError(
             f"ray.num_cpus must be at least {math.ceil(cpus)}, what the run's actors take together, "
             f"found {offered}: raise it or leave it null."
+        )
+
+
+def check_gpus(config: Config) -> None:
+    """Refuse GPU counts with which no engine or trainer rank starts; `plan` and `train` both ask here.
+
+    Raises:
+        ConfigError: It names the key, and what to set it to.
+    """
+    check_trainer(config)
+    check_engine_gpus("rollout.engine", config.rollout.engine)
+    for name, engine in config.judge_engines.items():
+        check_engine_gpus(f"models.{name}", engine)
+
+
+def check_engine_gpus(key: str, engine: EngineConfig) -> None:
+    """Refuse an engine whose GPUs do not fit its tensor parallelism or its share of memory."""
+    parallel, gpus = engine.tensor_parallel_size, engine.num_gpus
+    if gpus == 0:
+        return
+    if engine.gpu_memory_utilization > min(1.0, gpus):
+        raise ConfigError(
+            f"{key}.gpu_memory_utilization must be at most {min(1.0, gpus):g}, the share of a GPU that "
+            f"{key}.num_gpus gives (vLLM does not start unless so much is free, cache or not), found "
+            f"{engine.gpu_memory_utilization:g}: set it to {0.9 * min(1.0, gpus):g}."
+        )
+    if gpus < 1:
+        if parallel != 1:
+            raise ConfigError(
+                f"{key}.tensor_parallel_size must be 1 on a share of a GPU, found {parallel}: set "
+                f"{key}.num_gpus={parallel}."
+            )
+    elif gpus != parallel:
+        raise ConfigError(
+            f"{key}.num_gpus must be {key}.tensor_parallel_size, the GPUs that the engine spans, found "
+            f"{gpus:g} and {parallel}: set both to one number."
+        )
+
+
+def check_trainer(config: Config) -> None:
+    """Refuse ranks that drive no GPU or several: NCCL wants one each."""
+    gpus = config.trainer.num_gpus
+    if gpus not in (0, 1):
+        raise ConfigError(
+            f"trainer.num_gpus must be 1 (a rank drives one GPU), found {gpus:g}: set it to 1 and choose how "
+            "many GPUs train with trainer.num_ranks."
         )
 
 

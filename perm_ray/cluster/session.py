@@ -6,11 +6,15 @@ import logging
 import math
 import os
 import secrets
+import tempfile
 from collections.abc import Sequence
 
 from perm_ray.cluster.placement import Demand, total
 from perm_ray.config.schema import RayConfig
-from perm_ray.errors import RunError
+from perm_ray.errors import ConfigError, RunError
+
+# A socket's path may have 107 bytes; Ray's /ray/session_<date and time>_<pid>/sockets/plasma_store takes 68.
+MAX_TMPDIR_BYTES = 39
 
 
 def authenticate(address: str | None) -> None:
@@ -39,6 +43,7 @@ def start_ray(config: RayConfig, rows: Sequence[Demand]) -> None:
     import ray
 
     if config.address is None:
+        check_socket_path(tempfile.gettempdir())
         wanted = total(rows)
         ray.init(
             address="local",  # whatever RAY_ADDRESS says
@@ -63,6 +68,19 @@ def start_ray(config: RayConfig, rows: Sequence[Demand]) -> None:
             f"({type(error).__name__}: {why}): check that it runs, and that RAY_AUTH_TOKEN or "
             "~/.ray/auth_token holds its token."
         ) from error
+
+
+def check_socket_path(folder: str) -> None:
+    """Refuse a temporary folder under which the paths of Ray's sockets are longer than the system takes.
+
+    Raises:
+        ConfigError: It says how long the path may be.
+    """
+    if len(os.fsencode(folder)) > MAX_TMPDIR_BYTES:
+        raise ConfigError(
+            f"TMPDIR must be a path of at most {MAX_TMPDIR_BYTES} bytes (Ray's sockets lie below it), found "
+            f"{len(os.fsencode(folder))} in {folder}: set a shorter one, such as TMPDIR=/tmp."
+        )
 
 
 def stop_ray() -> None:

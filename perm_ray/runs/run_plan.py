@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from perm_ray.cluster.placement import check_local_resources, demands
+from perm_ray.cluster.placement import check_gpus, check_local_resources, demands
 from perm_ray.config.schema import Config
 from perm_ray.data.documents import Document
 from perm_ray.data.prompts import build_prompts, load_template
@@ -72,6 +72,7 @@ def plan_run(config: Config, judge: Judge | None = None, reward: RewardFunction 
     perspectives = dict(judge.perspectives) if judge is not None else build_perspectives(config.judges)
     check_perspectives(perspectives, config.rewards)
     check_local_resources(config.ray, demands(config, judge is not None))
+    check_gpus(config)
     train = load_scenarios(config.data.train)
     heldout = load_scenarios(config.data.heldout) if config.evaluation.num_scenarios else ()
     languages = [scenario.language for scenario in (*train, *heldout)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from perm_ray.cluster.placement import check_engine_gpus
 from perm_ray.cluster.planning.shapes import ModelShape
 from perm_ray.config.engines import EngineConfig
 from perm_ray.config.schema import Config
@@ -61,23 +62,7 @@ def check_engine(key: str, engine: EngineConfig, shape: ModelShape, gpus_per_nod
     parallel, gpus = engine.tensor_parallel_size, engine.num_gpus
     if gpus == 0:
         return
-    if engine.gpu_memory_utilization > min(1.0, gpus):
-        raise ConfigError(
-            f"{key}.gpu_memory_utilization must be at most {min(1.0, gpus):g}, the share of a GPU that "
-            f"{key}.num_gpus gives (vLLM does not start unless so much is free, cache or not), found "
-            f"{engine.gpu_memory_utilization:g}: set it to {0.9 * min(1.0, gpus):g}."
-        )
-    if gpus < 1:
-        if parallel != 1:
-            raise ConfigError(
-                f"{key}.tensor_parallel_size must be 1 on a share of a GPU, found {parallel}: set "
-                f"{key}.num_gpus={parallel}."
-            )
-    elif gpus != parallel:
-        raise ConfigError(
-            f"{key}.num_gpus must be {key}.tensor_parallel_size, the GPUs that the engine spans, found "
-            f"{gpus:g} and {parallel}: set both to one number."
-        )
+    check_engine_gpus(key, engine)
     if gpus > gpus_per_node:
         raise ConfigError(
             f"{key}.num_gpus must be at most the {gpus_per_node} GPUs of a node, found {gpus:g}: an engine "
@@ -100,16 +85,6 @@ def _divisor(shape: ModelShape, below: int) -> int:
     """The largest size under `below` that fits the model."""
     sizes = (shape.heads, shape.intermediate, shape.kv_heads)
     return next(size for size in range(below - 1, 0, -1) if all(n % size == 0 for n in sizes))
-
-
-def check_trainer(config: Config) -> None:
-    """Each rank drives one GPU: NCCL refuses two ranks on one, and a rank leaves a second one idle."""
-    gpus = config.trainer.num_gpus
-    if gpus not in (0, 1):
-        raise ConfigError(
-            f"trainer.num_gpus must be 1 (a rank drives one GPU), found {gpus:g}: set it to 1 and choose how "
-            "many GPUs train with trainer.num_ranks."
-        )
 
 
 def check_nodes(config: Config, seats: Sequence[Seat], gpus_per_node: int) -> None:

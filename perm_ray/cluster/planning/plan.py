@@ -11,8 +11,9 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from perm_ray.cluster.placement import check_trainer
 from perm_ray.cluster.planning.advice import engine_advice, engine_budget, engine_fits, trainer_advice
-from perm_ray.cluster.planning.layout import Seat, check_engine, check_nodes, check_trainer, seat
+from perm_ray.cluster.planning.layout import Seat, check_engine, check_nodes, seat
 from perm_ray.cluster.planning.memory import (
     GB,
     PROCESS_BYTES,

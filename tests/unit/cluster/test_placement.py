@@ -16,9 +16,11 @@ from perm_ray.cluster.placement import (
     missing_resources,
     total,
 )
+from perm_ray.cluster.session import check_socket_path
 from perm_ray.config.load import load_config
 from perm_ray.config.schema import Config, RayConfig
 from perm_ray.errors import ConfigError
+from perm_ray.runs.run_plan import plan_run
 
 ROLLOUT = Demand("rollout engine", 3, 1.0, 2.0, resources={"rollout": 1.0})
 JUDGE = Demand("judge engine shared", 1, 2.0, 0.5)
@@ -116,3 +118,19 @@ def test_a_gpu_is_shared_on_purpose_only() -> None:
             trainer=dataclasses.replace(base.trainer, num_gpus=0.5),
             ray=RayConfig(share_gpus=True),
         )
+
+
+def test_train_refuses_the_gpus_that_plan_refuses() -> None:
+    for overrides, said in (
+        (["rollout.engine.num_gpus=2", "trainer.num_gpus=1"], r"rollout\.engine\.num_gpus must be"),
+        (["rollout.engine.num_gpus=1", "trainer.num_gpus=2"], r"trainer\.num_gpus must be 1"),
+        (["models.judge.num_gpus=4"], r"models\.judge\.num_gpus must be"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            plan_run(load_config("local", overrides))
+
+
+def test_a_temporary_folder_that_rays_sockets_do_not_fit_under_is_refused() -> None:
+    check_socket_path("/tmp")
+    with pytest.raises(ConfigError, match="TMPDIR must be a path of at most 39 bytes"):
+        check_socket_path("/home/somebody/a/rather/long/path/for/temporary/files")
