@@ -6,7 +6,6 @@ Everything that can be wrong is checked before anything heavy is imported or sta
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,6 +94,5 @@ def _config(options: argparse.Namespace) -> Config:
     file = path / "config.yaml"
     if not file.is_file():
         raise CheckpointError(f"--resume expects a run directory or one of its checkpoints, found no {file}.")
-    # In quotes: a name such as 1e5 is a number to YAML.
-    place = [f"run.dir={json.dumps(str(path.parent))}", f"run.name={json.dumps(path.name)}"]
+    place = [f"run.dir={path.parent}", f"run.name={path.name}"]
     return load_config(options.config or file, [*options.overrides, *place])

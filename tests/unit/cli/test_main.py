@@ -295,9 +295,9 @@ def test_a_dry_run_prints_configuration_arithmetic_and_resources(tmp_path: Path)
     model = "builtin:smollm2-135m-instruct"
     assert rows == [
         ["rollout", "engine", "1", "1", "0", model],
-        ["judge", "engine", "shared", "1", "1", "0", model],
+        ["judge", "engine", "judge", "1", "1", "0", model],
         *(
-            ["judge", name, "1", "0", "0", "asks", "shared"]
+            ["judge", name, "1", "0", "0", "asks", "judge"]
             for name in ("resonation", "expression", "reception", "bystander")
         ),
         ["trainer", "rank", "1", "2", "0", model],

@@ -99,7 +99,7 @@ def test_the_whole_page_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     for role in ("rollout engine 0-1", "judge engine bystander 0", "trainer rank 0-3"):
         assert role in out
-    for told in ("71.1 of 80", "32.9 of 40", "node 0 GPU 7", "an estimate, not a measurement", "host memory"):
+    for told in ("73.2 of 80", "32.9 of 40", "node 0 GPU 7", "an estimate, not a measurement", "host memory"):
         assert told in out
     rates = {
         row[1].strip(): row[-2].strip()
@@ -121,7 +121,7 @@ def test_lines_are_what_a_configuration_is_commented_with(capsys: pytest.Capture
 REFUSED = {
     "a trainer that does not shard enough": (
         (SEVEN, "trainer.zero_stage=1"),
-        r"A trainer rank of Qwen/Qwen2\.5-7B-Instruct takes [\d.]+ GB in its update and has 80\.0 GB: set "
+        r"A trainer rank of Qwen/Qwen2\.5-7B-Instruct takes [\d.]+ GB in its backward and has 80\.0 GB: set "
         r"trainer\.zero_stage=3\.",
     ),
     "a micro-batch that is too large": (
@@ -233,8 +233,8 @@ def test_a_refusal_comes_after_the_figures(capsys: pytest.CaptureFixture[str]) -
 
 def test_what_is_worth_knowing_is_noted() -> None:
     assert planned(ON_GPUS[0]).notes == ("Each trainer rank also takes up to 36.5 GB of host memory.",)
-    tight = planned(ON_GPUS[0], machine=Machine(gpu_bytes=73 * GB)).notes
-    assert "A trainer rank takes 97% of its GPU" in tight[-1]
+    tight = planned(ON_GPUS[0], machine=Machine(gpu_bytes=75 * GB)).notes
+    assert "A trainer rank takes 98% of its GPU" in tight[-1]
     waiting, measured, _ = planned(
         ON_GPUS[0],
         "models.resonation.kv_cache_gb=null",

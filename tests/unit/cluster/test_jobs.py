@@ -54,7 +54,7 @@ def test_the_code_goes_along_without_leftovers(files: Path, tmp_path: Path) -> N
     target = tmp_path / "job"
     target.mkdir()
     found = packed(files, target, with_code=True)
-    assert {"perm_ray/cli/job.py", "perm_ray/loop.py", "configs/base.yaml"} <= set(found)
+    assert {"perm_ray/cli/job.py", "perm_ray/loop.py", "perm_ray/config/shipped/base.yaml"} <= set(found)
     assert not [name for name in found if "__pycache__" in name or name.startswith("tests")]
 
 

@@ -91,7 +91,7 @@ def test_params_are_few_and_masked() -> None:
     )
     params = run_params(config)
     assert len(params) < 25
-    assert params["judges.reception"] == "reception: builtin:smollm2-135m-instruct"
+    assert params["judges.reception"] == "judge: builtin:smollm2-135m-instruct"
     assert SECRET not in " ".join(params.values())
     facts = gather(config, {"data": f"https://me:{SECRET}@host/"})
     assert SECRET not in json.dumps(dataclasses.asdict(facts))
@@ -146,6 +146,8 @@ def test_planted_secrets_are_nowhere_in_what_mlflow_stored(tmp_path: Path) -> No
 
 
 def test_a_registered_models_name_is_checked() -> None:
-    with pytest.raises(ValueError, match=r"tracking.register_model must be a name without '/' and ':'"):
+    with pytest.raises(
+        ValueError, match=r"tracking.register_model must be null, or a name without '/' and ':'"
+    ):
         TrackingConfig(register_model="a/b")
     assert TrackingConfig(register_model="kind-policy").register_model == "kind-policy"
