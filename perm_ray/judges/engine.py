@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from perm_ray.config.engines import EngineConfig
+from perm_ray.config.engines import EngineModel
 from perm_ray.errors import ModelError, RunError
 from perm_ray.judges.asking import (
     Answer,
@@ -32,9 +32,9 @@ from perm_ray.types import NO_TOKENS, FinishReason, Message, SamplingParams, Tok
 class JudgeEngine:
     """Made an actor by `pool.py`; one vLLM engine each."""
 
-    def __init__(self, model_dir: Path, config: EngineConfig, seed: int, exclusive: bool) -> None:
+    def __init__(self, model_dir: Path, config: EngineModel, seed: int, exclusive: bool) -> None:
         self._config = config
-        self._renderer = ChatRenderer(model_dir)
+        self._renderer = ChatRenderer(model_dir, config.enable_thinking)
         self._engine = VLLMEngine(model_dir, config, seed=seed, exclusive=exclusive)
 
     async def ready(self) -> None:

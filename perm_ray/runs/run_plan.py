@@ -120,7 +120,7 @@ def prepare_models(plan: RunPlan) -> Models:
         scenarios = (*plan.train, *plan.heldout)
         longest = config.rollout.max_completion_tokens
         check_judge_prompts(config, plan.perspectives, judges, scenarios, longest)
-    renderer = ChatRenderer(policy)
+    renderer = ChatRenderer(policy, config.prompt.enable_thinking)
 
     def prompts(scenarios: Sequence[Scenario]) -> Sequence[Prompt]:
         return build_prompts(
