@@ -55,11 +55,16 @@ def run(arguments: Sequence[str]) -> int:
     config = _config(options)
     authenticate(config.ray.address)
     from perm_ray.cli.dry_run import describe
-    from perm_ray.runs.run_plan import plan_run
+    from perm_ray.runs.run_plan import models_to_fetch, plan_run, prepare_models
 
     plan = plan_run(config)
     if options.dry_run:
+        missing = models_to_fetch(plan)
+        if not missing:
+            prepare_models(plan)
         print(describe(plan), end="")
+        for name in missing:
+            print(f"Not checked: {name} would be downloaded first, and every prompt rendered with it.")
         return 0
     if options.replay is not None:
         from perm_ray.cli.replay import replay

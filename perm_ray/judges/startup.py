@@ -41,12 +41,6 @@ def build_perspectives(judges: JudgesConfig) -> dict[str, Perspective]:
 def resolve_judges(config: Config) -> dict[str, Path]:
     """The model folder of each engine, found (or fetched, or converted) and checked."""
     engines = config.judge_engines
-    for name, engine in engines.items():
-        if engine.adapter is not None:
-            raise ConfigError(
-                f"models.{name}.adapter must be null, since judge engines load no adapter yet, found "
-                f"{engine.adapter!r}: merge it into the model's folder and name that in models.{name}.model."
-            )
     folders = {name: resolve_model(engine.model) for name, engine in engines.items()}
     for name, folder in folders.items():
         check_context(folder, engines[name].max_model_len, f"models.{name}.max_model_len")
@@ -64,11 +58,9 @@ def check_judge_prompts(
     whose tokeniser cannot write the numbers."""
     longest = max(scenarios, key=lambda s: len(s.persona + s.situation + s.query))
     engines = config.judge_engines
-    renderers = {
-        name: ChatRenderer(folder, engines[name].enable_thinking) for name, folder in folders.items()
-    }
+    renderers = {name: ChatRenderer(path, engines[name].enable_thinking) for name, path in folders.items()}
     for name, pool in config.judges.pools.items():
-        engine = engines.get(pool.model)
+        engine = config.judge_engines.get(pool.model)
         if engine is None:
             continue  # an endpoint: how long its context is, it says itself
         renderer = renderers[pool.model]

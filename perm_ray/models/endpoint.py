@@ -234,6 +234,9 @@ class Endpoint:
             "max_tokens": max_tokens,
             "temperature": temperature,
         }
+        extra: dict[str, Any] = {}
+        if self._config.enable_thinking is not None:
+            extra["chat_template_kwargs"] = {"enable_thinking": self._config.enable_thinking}
         if seed is not None:
             body["seed"] = seed
         if top_logprobs:
@@ -241,11 +244,8 @@ class Endpoint:
         if json_schema and self._config.structured == "json_schema":
             schema = {"name": "judgment", "strict": True, "schema": dict(json_schema)}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
-        extra: dict[str, Any] = {}
         if regex and self._config.structured == "regex":
             extra["structured_outputs"] = {"regex": regex}
-        if self._config.enable_thinking is not None:
-            extra["chat_template_kwargs"] = {"enable_thinking": self._config.enable_thinking}
         if extra:
             body["extra_body"] = extra
         return body

@@ -21,6 +21,7 @@ from pathlib import Path
 from perm_ray.config.engines import BUILTIN_MODEL
 from perm_ray.errors import ModelError
 
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
 _GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -45,6 +46,20 @@ def resolve_model(name: str) -> Path:
             f"'org/name', or {BUILTIN_MODEL!r}."
         )
     return _from_hub(name)
+
+
+def is_here(name: str) -> bool:
+    """Return whether `name` needs no download: a built-in, a folder, or a hub model in the cache."""
+    if name.startswith(("builtin:", ".", "/", "~")) or name.count("/") != 1 or Path(name).exists():
+        return True
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=True)
+    except (HFValidationError, LocalEntryNotFoundError, OSError):
+        return False
+    return True
 
 
 def check_context(folder: Path, max_model_len: int, key: str) -> None:
@@ -85,7 +100,7 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt"])
+        folder = snapshot_download(name, allow_patterns=_HUB_FILES)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
             f"The model {name!r} is no folder here and could not be fetched from the hub "

@@ -23,7 +23,7 @@ from perm_ray.judges.startup import (
     resolve_judges,
 )
 from perm_ray.models.chat import ChatRenderer
-from perm_ray.models.resolve import check_context, resolve_model
+from perm_ray.models.resolve import check_context, is_here, resolve_model
 from perm_ray.rewards.reward import check_perspectives
 from perm_ray.rewards.score_map import ScoreMap, score_maps_for
 from perm_ray.types import Prompt, Scenario
@@ -107,6 +107,12 @@ class Models:
         """Return what is in the folders: a resumed run must find the same."""
         judges = {f"weights of judge {name}": fingerprint(folder) for name, folder in self.judges.items()}
         return {"weights of the policy at the start": fingerprint(self.policy), **judges}
+
+
+def models_to_fetch(plan: RunPlan) -> list[str]:
+    """Return the models that would be downloaded: `prepare_models` needs no network without them."""
+    asked = [] if plan.judge is not None else [e.model for e in plan.config.judge_engines.values()]
+    return [name for name in dict.fromkeys([plan.config.policy.model, *asked]) if not is_here(name)]
 
 
 def prepare_models(plan: RunPlan) -> Models:

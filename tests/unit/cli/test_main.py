@@ -88,9 +88,6 @@ MISTAKES = {
         (*FAKE, *FITS, "models.judge.max_model_len=8192"),
         ("models.judge.max_model_len must be at most 4096", "found 8192"),
     ),
-    "an adapter, which no judge engine loads yet": Mistake(
-        (*FAKE, *FITS, "models.judge.adapter=lora"), ("models.judge.adapter must be null", "found 'lora'")
-    ),
     "an engine shorter than prompt and completion": Mistake(
         ("rollout.engine.max_model_len=600",), ("rollout.engine.max_model_len must be at least", "= 672")
     ),
