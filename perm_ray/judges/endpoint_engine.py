@@ -29,6 +29,7 @@ from perm_ray.models.endpoint_errors import EndpointError
 
 TOP_LOGPROBS = 20  # the most that endpoints give
 VALUE_TOKENS = 4
+MAX_LOGPROB = 1e-3  # of rounding; a probability is at most 1
 UNCLEAR_MASS = 0.01  # a digit that may begin a longer number moves no score when it is this unlikely
 
 
@@ -105,6 +106,8 @@ def value_answer(ask: ScoreQuery, reply: EndpointReply) -> Answer:
             "refused: the endpoint gives no log-probabilities: set logprobs to false", reply.tokens
         )
     found = dict.fromkeys(ask.values, -math.inf)
+    if any(not logprob <= MAX_LOGPROB for logprob in reply.top_logprobs[0].values()):
+        return QueryFailed("malformed: a log-probability must be at most 0", reply.tokens)
     for token, logprob in reply.top_logprobs[0].items():
         number = token.strip()
         if number.isdecimal() and int(number) in found:

@@ -114,6 +114,8 @@ def _whole(value: re.Match[str], scale: Scale) -> int:
     aside = rest.startswith("(") or value["cell"]  # a remark, or the next column of a table
     if rest and (not aside or re.search(r"\d", rest)):
         raise ScoreError("the number is not the end of its line")
+    if re.match(r"\(? ?(?:/|out of\b)", rest, re.IGNORECASE):  # in words: digits are in the pattern
+        raise ScoreError(f"a score out of something else than {scale.high} was given")
     if value["close"] + value["close_after"] != _CLOSING[value["open"]]:
         raise ScoreError("the brackets around the number do not match")
     if value["of"] is not None and int(value["of"]) != scale.high:

@@ -86,6 +86,7 @@ class Endpoint:
         self._requests = TokenBucket(config.rpm, self._clock)
         self._tokens = TokenBucket(config.tpm, self._clock)
         self._concurrency = AdaptiveConcurrency(config.max_concurrency)
+        self._limit_name = "max_tokens"
         self._ok = 0
         self._failures: Counter[str] = Counter()
 
@@ -192,10 +193,22 @@ class Endpoint:
         self._concurrency.went_well()
         return reply
 
+    async def _create(self, body: Mapping[str, Any]) -> ChatCompletion:
+        """Send a request; an endpoint that wants another name for the token limit gets it from then on."""
+        from openai import BadRequestError
+
+        try:
+            return await self._client.chat.completions.create(**_renamed(body, self._limit_name))
+        except BadRequestError as error:
+            if self._limit_name != "max_tokens" or "max_completion_tokens" not in str(error):
+                raise
+            self._limit_name = "max_completion_tokens"
+            return await self._client.chat.completions.create(**_renamed(body, self._limit_name))
+
     async def _request(self, body: Mapping[str, Any], deadline: float, attempt: int) -> EndpointReply:
         try:
             async with asyncio.timeout(min(self._config.timeout_s, self._left(deadline))):
-                return _reply(await self._client.chat.completions.create(**body), attempt)
+                return _reply(await self._create(body), attempt)
         except Exception as error:  # fault boundary: the library's errors and the network's become ours
             raise self._explained(error) from None
 
@@ -251,6 +264,10 @@ class Endpoint:
         return body
 
 
+def _renamed(body: Mapping[str, Any], limit_name: str) -> dict[str, Any]:
+    return {limit_name if key == "max_tokens" else key: value for key, value in body.items()}
+
+
 def _key(name: str, config: EndpointModel) -> str | None:
     """The key from the environment; without the line's end that comes with reading it from a file."""
     if config.api_key_env is None:
@@ -272,7 +289,9 @@ def _reply(answer: ChatCompletion, attempt: int) -> EndpointReply:
     """The parts of an answer that we use; any that is missing raises, and is `malformed`."""
     choices = getattr(answer, "choices", None)
     if not isinstance(choices, list) or not choices:
-        raise ValueError("it has no choices")
+        error = (getattr(answer, "model_extra", None) or {}).get("error")
+        text = error.get("message") if isinstance(error, dict) else error
+        raise ValueError(f"it has no choices, and says: {text}" if text else "it has no choices")
     text = choices[0].message.content
     if not isinstance(text, str):
         raise ValueError("its message has no text")

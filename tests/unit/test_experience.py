@@ -249,8 +249,9 @@ def test_a_step_in_which_all_is_masked_gives_the_trainer_nothing() -> None:
 
 def test_a_reward_that_is_not_finite_is_refused_with_the_name_of_its_rollout() -> None:
     completions = [fake_completion("a", i, version=6) for i in range(2)]
-    rewards = RewardConfig(length_coef=1e308, length_free_tokens=0)  # overflows
-    groups = collect([fake_prompt("a")], completions, {("a", 0): GOOD, ("a", 1): POOR}, rewards).groups
+    collecting, _, _ = collector(completions, {("a", 0): GOOD, ("a", 1): POOR})
+    own = replace(collecting, reward=lambda _: math.inf)
+    groups = own.collect([fake_prompt("a")], num_completions=2, step=1).groups
     with pytest.raises(NotFiniteError, match=r"reward of completion 0 of scenario a \(policy version 6\)"):
         check_finite(groups)
     # What would have been trained on is there, to be looked at.

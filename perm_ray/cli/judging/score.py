@@ -81,15 +81,20 @@ def run(arguments: Sequence[str]) -> int:
     remaining = [item for item in items if item.item_id not in done]
     if done:
         console.print(f"{len(items) - len(remaining)} of {len(items)} are there already.")
+    judged_nothing = False
     if remaining:
         with judges_up(config) as judges:
             judged = track(judges.judge(remaining), "judging", len(remaining), console=console)
-            outage = Outage()
+            outage, judged_nothing = Outage(), True
             for item, judgments in judged:
                 row = scored_row(item, judgments, perspectives, config.rewards, score_maps, setup)
                 append_row(options.output, json_line(row))
                 outage.watch(judgments)
+                judged_nothing &= all(j.score is None for j in judgments.values())
     show(options.output, console)
+    if remaining and judged_nothing:
+        print("perm-ray judge score: no text got a score; the reasons are in the file.", file=sys.stderr)
+        return 1
     return 0
 
 
