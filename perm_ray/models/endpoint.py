@@ -197,10 +197,11 @@ class Endpoint:
         """Send a request; an endpoint that wants another name for the token limit gets it from then on."""
         from openai import BadRequestError
 
+        sent = self._limit_name  # another request may change it while this one is under way
         try:
-            return await self._client.chat.completions.create(**_renamed(body, self._limit_name))
+            return await self._client.chat.completions.create(**_renamed(body, sent))
         except BadRequestError as error:
-            if self._limit_name != "max_tokens" or "max_completion_tokens" not in str(error):
+            if sent != "max_tokens" or "max_completion_tokens" not in str(error):
                 raise
             self._limit_name = "max_completion_tokens"
             return await self._client.chat.completions.create(**_renamed(body, self._limit_name))

@@ -261,3 +261,9 @@ def test_criteria_that_are_missing_doubled_or_off_the_scale_are_refused(text: st
 def test_free_text_never_crashes_the_reader_of_criteria(text: str) -> None:
     with pytest.raises(ScoreError):
         parse_criteria_text(text, CRITERIA, CRITERION_SCALE)
+
+
+@pytest.mark.parametrize("text", ["Score: 5 (out of ten)", "Score: 5 out of ten", "Rating: 5 / ten"])
+def test_a_score_out_of_something_in_words_is_refused(text: str) -> None:
+    with pytest.raises(ScoreError):
+        parse_score(text, Scale(1, 5))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import httpx2
 import pytest
 
 from perm_ray.config.engines import EndpointModel
@@ -321,3 +323,36 @@ def test_a_pool_cannot_see_probabilities_that_its_endpoint_does_not_give() -> No
     seeing = replace(endpoint, logprobs=True)
     config = Config(models={"far": seeing}, judges=JudgesConfig(pools={"expression": pool}))
     assert (config.replicas_of(pool), config.model_of(pool).model) == (1, "m")
+
+
+def test_an_endpoint_that_names_the_token_limit_otherwise_loses_no_request() -> None:
+    """Eight requests are under way when the first answer says what the name is."""
+
+    async def answer(request: httpx2.Request) -> httpx2.Response:
+        await asyncio.sleep(0.02)
+        if "max_tokens" in json.loads(request.content):
+            return httpx2.Response(400, json={"error": {"message": "use max_completion_tokens instead"}})
+        message = {"role": "assistant", "content": "Score: 4"}
+        choice = {"index": 0, "finish_reason": "stop", "message": message}
+        body = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+        return httpx2.Response(200, json=body)
+
+    async def run() -> list[EndpointReply]:
+        config = EndpointModel(base_url="http://127.0.0.1:1/v1", model="m", max_retries=0)
+        endpoint = Endpoint("judge", config, transport=httpx2.MockTransport(answer))
+        return await asyncio.gather(*(endpoint.chat(CHAT, max_tokens=4) for _ in range(8)))
+
+    assert [reply.text for reply in asyncio.run(run())] == ["Score: 4"] * 8
+
+
+def test_the_error_of_a_200_reply_is_in_the_reason() -> None:
+    async def answer(_: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(200, json={"error": {"message": "no capacity for judges"}})
+
+    async def run() -> None:
+        config = EndpointModel(base_url="http://127.0.0.1:1/v1", model="m", max_retries=0)
+        endpoint = Endpoint("judge", config, transport=httpx2.MockTransport(answer))
+        with pytest.raises(EndpointError, match="no capacity for judges"):
+            await endpoint.chat(CHAT, max_tokens=4)
+
+    asyncio.run(run())
