@@ -31,8 +31,9 @@ def exceeded(metrics: Mapping[str, float], limits: LimitsConfig) -> list[str]:
     A metric that is not there (of a step without an update) is under every limit; NaN is over.
     """
     over = []
-    for name, limit in (("grad_norm", limits.grad_norm), ("kl", limits.kl)):
-        value = metrics.get(f"policy/{name}", 0.0)
+    metric_names = {"grad_norm": "grad_norm", "kl": "kl", "logprob_diff": "logprob_diff_mean"}
+    for name, metric in metric_names.items():
+        value, limit = metrics.get(f"policy/{metric}", 0.0), getattr(limits, name)
         if limit is not None and not value <= limit:
-            over.append(f"policy/{name} is {value:.4g}, over trainer.limits.{name} of {limit:g}")
+            over.append(f"policy/{metric} is {value:.4g}, over trainer.limits.{name} of {limit:g}")
     return over

@@ -281,6 +281,15 @@ def test_nothing_that_goes_wrong_becomes_a_number_and_every_judgment_is_there() 
     assert set(FAULTS) <= served.keys()
 
 
+def test_thinking_is_asked_for_or_not_as_the_chat_template_has_it() -> None:
+    with FakeEndpoint() as server:
+        ask(server)
+        ask(server, enable_thinking=False)
+        first, second = server.requests
+    assert "chat_template_kwargs" not in first
+    assert second["chat_template_kwargs"] == {"enable_thinking": False}
+
+
 # ---- configuration -------------------------------------------------------------------------------
 
 

@@ -58,11 +58,15 @@ def test_a_sequence_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
         ({"policy/grad_norm": 10.0, "policy/kl": 0.5}, []),
         ({}, []),
         ({"policy/grad_norm": 10.1}, ["policy/grad_norm is 10.1, over trainer.limits.grad_norm of 10"]),
+        (
+            {"policy/logprob_diff_mean": 0.2},
+            ["policy/logprob_diff_mean is 0.2, over trainer.limits.logprob_diff of 0.1"],
+        ),
         ({"policy/kl": math.nan}, ["policy/kl is nan, over trainer.limits.kl of 0.5"]),
     ],
 )
 def test_a_step_past_a_limit_is_told(metrics: dict[str, float], said: list[str]) -> None:
-    assert exceeded(metrics, LimitsConfig(grad_norm=10, kl=0.5)) == said
+    assert exceeded(metrics, LimitsConfig(grad_norm=10, kl=0.5, logprob_diff=0.1)) == said
     assert exceeded(metrics, LimitsConfig()) == []
 
 
