@@ -21,7 +21,7 @@ VERBS = {
     "logs": "what a run in a Ray cluster has printed",
     "stop": "checkpoint a run in a Ray cluster and end it",
     "doctor": "look at the machine, the cluster and the services, with remedies",
-    "report": "a run directory as one HTML page: curves, times, every rollout with its judgments",
+    "report": "a run directory as one HTML page: its figures, and every rollout with its judgments",
     "feedback": "what people said in MLflow of a run: pull",
     "benchmark": "measure on this machine: loop, rollout, judging, trainer, operations and others",
 }

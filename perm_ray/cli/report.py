@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     """The options of `perm-ray report`."""
     parser = argparse.ArgumentParser(
         prog="perm-ray report",
-        description="A run as one HTML page: curves, where the time went, every rollout with its judgments.",
+        description="A run as one HTML page: its figures, and every rollout with its judgments.",
     )
     parser.add_argument("run_directory", type=Path, metavar="RUN_DIR", help="such as runs/<name>")
     parser.add_argument(

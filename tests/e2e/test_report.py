@@ -1,4 +1,4 @@
-"""The report in a browser: it draws, it filters, keyboard and phone will do, and nothing in it acts.
+"""The report in a browser: it filters, keyboard and phone will do, and nothing in it acts.
 
 The pages are of invented runs. Without Chromium or playwright there is nothing to test with.
 """
@@ -99,7 +99,7 @@ def chosen(page: Page) -> str:
 # ---- the page as a whole ----------------------------------------------------------------------
 
 
-def test_the_page_draws_without_an_error_and_asks_nobody(browser: Browser, run: Path) -> None:
+def test_the_page_opens_without_an_error_and_asks_nobody(browser: Browser, run: Path) -> None:
     page = browser.new_page()
     complaints: list[str] = []
     requests: list[str] = []
@@ -110,13 +110,9 @@ def test_the_page_draws_without_an_error_and_asks_nobody(browser: Browser, run: 
     page.wait_for_selector("html[data-ready]", state="attached")
     assert complaints == []
     assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
-    charts = page.locator("[data-chart]").count()
-    assert charts > 25
-    assert page.locator("[data-chart] > svg[role=slider]").count() == charts
-    assert page.locator("[data-chart]").first.locator("polyline").count() == 1
-    page.locator("#others > summary").click()
-    page.wait_for_selector("[data-other] > svg")
-    assert page.locator("[data-other] > svg").count() == page.locator("[data-other]").count() > 8
+    page.locator("#rollout-detail details summary").first.click()
+    prompt = page.locator("#rollout-detail details").first.inner_text()
+    assert read_run(run).rollouts[0].prompt[0].content in prompt
     assert complaints == []
     page.close()
 
@@ -182,7 +178,7 @@ def test_filters_find_the_right_rollouts(page: Page, rows: tuple[RolloutRow, ...
         return f"{row.prompt[-1].content} {row.completion} {reasons} {row.masked_because}".lower()
 
     def rewarded(row: RolloutRow, low: float, high: float) -> bool:
-        return row.reward is not None and low <= round(row.reward.value, 4) <= high
+        return row.reward is not None and low <= row.reward.value <= high
 
     cases = [
         ({}, lambda row: row.step > 0),
@@ -190,7 +186,7 @@ def test_filters_find_the_right_rollouts(page: Page, rows: tuple[RolloutRow, ...
         ({"reward_low": "0.1", "reward_high": "0.3"}, lambda row: rewarded(row, 0.1, 0.3)),
         (
             {"perspective": "reception", "score_high": "2"},
-            lambda row: (score := reception(row)) is not None and round(score, 4) <= 2,
+            lambda row: (score := reception(row)) is not None and score <= 2,
         ),
         ({"status": "rewarded"}, lambda row: row.reward is not None),
         ({"status": "masked"}, lambda row: row.reward is None),
@@ -226,7 +222,7 @@ def test_filters_find_the_right_rollouts(page: Page, rows: tuple[RolloutRow, ...
 
 def test_orders(page: Page, rows: tuple[RolloutRow, ...]) -> None:
     rewarded = [row for row in rows if row.reward is not None]
-    worst = min(rewarded, key=lambda row: round(row.reward.value, 4) if row.reward else 0.0)
+    worst = min(rewarded, key=lambda row: row.reward.value if row.reward else 0.0)
     page.locator("[data-preset=worst]").click()
     assert listed(page)[0] == name(worst)
     fill(page, sort="long")
@@ -297,26 +293,9 @@ def test_heldout_answers_stand_side_by_side(page: Page, run: Path) -> None:
     titles = detail.locator(".side .title").all_inner_texts()
     assert titles == ["before training", "after step 12"]
     for side, step in enumerate((0, 12)):
-        row = heldout[step][0]
+        row = next(row for row in heldout if row.step == step)
         words = (row.analysis or "").splitlines()[0]
         assert words in detail.locator(".side").nth(side).inner_text()
-
-
-def test_pointing_at_a_chart_reads_it_and_a_click_shows_the_step(page: Page, run: Path) -> None:
-    first, second = (page.locator("[data-chart]").nth(i) for i in (0, 1))
-    first.scroll_into_view_if_needed()
-    box = first.locator("svg").bounding_box()
-    assert box is not None
-    page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + 40)
-    page.wait_for_timeout(50)
-    at = first.locator(".at").inner_text()
-    assert at not in ("step 1", "step 12")
-    assert second.locator(".at").inner_text() == at  # all charts follow
-    value = read_run(run).metrics[int(at.removeprefix("step ")) - 1]["reward/mean"]
-    assert f"{value:.3f}"[:5] in first.locator(".legend").inner_text()
-    page.mouse.click(box["x"] + box["width"] * 0.5, box["y"] + 40)
-    assert count(page) == 32
-    assert {line.split(" · ")[0] for line in listed(page)} == {at}
 
 
 # ---- the keyboard -----------------------------------------------------------------------------
@@ -349,18 +328,6 @@ def test_a_walk_by_keyboard(page: Page) -> None:
     assert page.evaluate("document.activeElement.id") == "rollout-list-box"
 
 
-def test_a_chart_is_walked_by_keyboard(page: Page) -> None:
-    chart = page.locator("[data-chart]").first
-    chart.locator("svg").focus()
-    page.keyboard.press("Home")
-    page.keyboard.press("ArrowRight")
-    page.wait_for_timeout(50)
-    assert chart.locator("svg").get_attribute("aria-valuenow") == "2"
-    assert (chart.locator("svg").get_attribute("aria-valuetext") or "").startswith("step 2: reward ")
-    page.keyboard.press("Enter")
-    assert (page.locator("#filters [name=step_low]").input_value(), count(page)) == ("2", 32)
-
-
 def test_everything_can_be_reached_by_tab_and_has_a_name(page: Page) -> None:
     nameless = page.evaluate(
         """() => [...document.querySelectorAll("button, input, select, [tabindex='0'], [role]")]
@@ -391,33 +358,4 @@ def test_a_run_that_has_only_begun_gives_a_page_that_says_so(
     assert "no rollouts of training steps yet" in page.locator("#rollouts").inner_text()
     assert "no held-out answers of two evaluations" in page.locator("#heldout").inner_text()
     assert page.locator("#browser").is_hidden()
-    page.close()
-
-
-def test_flat_huge_and_lonely_values_are_drawn(browser: Browser, run: Path, tmp_path: Path) -> None:
-    odd = tmp_path / "odd"
-    odd.mkdir()
-    (odd / "config.yaml").write_text((run / "config.yaml").read_text())
-    rows = [
-        {
-            "step": step,
-            "reward/mean": 0.5,
-            "reward/std": 1e-16,
-            "policy/kl": 1e300 * step,
-            "policy/loss": -1e-300,
-            "time/train_s": 0.0,
-            "time/step_s": 0.0,
-            **({"policy/lr": 1e-6} if step == 2 else {}),
-        }
-        for step in (1, 2, 4)
-    ]
-    (odd / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    page = browser.new_page()
-    errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(write_page(read_run(odd), odd / "report.html").as_uri(), timeout=20_000)
-    page.wait_for_selector("html[data-ready]", state="attached", timeout=20_000)
-    assert errors == []
-    assert "0.500" in page.locator("[data-chart] .legend").first.inner_text()
-    assert "NaN" not in page.content()
     page.close()

@@ -20,7 +20,7 @@ PACKAGE_LINES = 22_300  # the goal of the restructuring is 14,000
 TOP_LEVEL_ENTRIES = 18
 README_LINES = 150
 # Longer than they may be, until they are divided.
-LONG_FILES = {"cli/pages/run_data.py", "models/vllm.py", "models/endpoint.py"}
+LONG_FILES = {"models/vllm.py", "models/endpoint.py"}
 SAME_NAME = {
     "__init__.py",
     "actor.py",

@@ -1,4 +1,4 @@
-"""Everything the report shows, read from a run directory into frozen values.
+"""Read everything the report shows from a run directory into frozen values.
 
 `perm-ray report` calls `read_run`, `page.py` makes HTML of what it returns. A run that is still going
 on, crashed or was made by another version lacks some of it: `notes` then says what, in one sentence each.
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from perm_ray.config.load import load_config
 from perm_ray.config.redact import redact_text
@@ -23,12 +23,14 @@ from perm_ray.runs.directory import RunDirectory
 from perm_ray.tracking.samples import RolloutRow, parse_row, read_lines
 from perm_ray.tracking.summary import duration, summarise
 
+T = TypeVar("T")
+
 UNFINISHED = "NOT FINISHED"  # there is no summary that says how it ended
 
 
 @dataclass(frozen=True, slots=True)
 class PerspectiveView:
-    """What the page needs to know of a perspective: its scale, what it reads, its part in the reward."""
+    """A perspective as the page needs it: its scale, what it reads, its part in the reward."""
 
     name: str
     low: float
@@ -38,76 +40,67 @@ class PerspectiveView:
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """Where a metric began and ended, and its mean over the steps that have it."""
+class MetricRow:
+    """The first and the last value of a metric, and its mean over the steps that have it."""
 
     name: str
     first: float
     last: float
-    mean: float
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """The held-out comparison of `summary.json`; `difference` has mean, low, high and pairs, or nothing."""
-
-    before: Mapping[str, float]
-    after: Mapping[str, float]
-    difference: Mapping[str, float]
+    mean: float | None = None
 
 
 @dataclass(frozen=True)
 class RunReport:
-    """A run, as far as its directory tells. Metrics rows and probes are in step order, each with `step`."""
+    """A run, as far as its directory tells.
+
+    `evaluation` compares the held-out scenarios before and after training, and `difference` has mean, low,
+    high and pairs of their reward, or nothing.
+    """
 
     name: str
     path: Path
     status: str
-    steps_planned: int | None
-    wall_time_s: float | None
+    steps: str
     last_written: datetime | None
     essentials: tuple[tuple[str, str], ...]
     config_text: str
-    metrics: tuple[Mapping[str, float], ...]
-    spans: tuple[Span, ...]
-    evaluation: Evaluation | None
-    probes: tuple[Mapping[str, float], ...]
+    metrics: tuple[MetricRow, ...]
+    evaluation: tuple[MetricRow, ...]
+    difference: Mapping[str, float]
     rollouts: tuple[RolloutRow, ...]
-    heldout: Mapping[int, tuple[RolloutRow, ...]]
+    heldout: tuple[RolloutRow, ...]
     perspectives: tuple[PerspectiveView, ...]
     notes: tuple[str, ...]
 
 
 def read_run(path: Path) -> RunReport:
-    """The run at `path`. Raises `DataError` when that is not a run directory."""
+    """Read the run at `path`. Raises `DataError` when that is not a run directory."""
     directory = RunDirectory(path)
     _require_run(directory)
     notes: list[str] = []
     config, config_text = _config(directory, notes)
     metrics = _metrics(directory, notes)
     summary = _summary(directory, len(metrics), notes)
-    rollouts = _samples(directory, "step", notes)
-    heldout = _heldout(directory, notes)
+    rollouts, heldout = _samples(directory, "step", notes), _samples(directory, "heldout", notes)
+    if not rollouts:
+        notes.append("There are no samples of training steps yet: nothing to read rollout by rollout.")
+    evaluation, difference = _evaluation(summary, bool(heldout), notes)
     for failed in sorted(path.glob("failed_step_*.json")):
         notes.append(f"The run stopped on a step; its batch is in {failed.name}, for --replay.")
-    wall_time_s = summary.get("wall_time_s")
-    everything = [*rollouts, *(row for rows in heldout.values() for row in rows)]
     return RunReport(
         name=path.resolve().name,
         path=path.resolve(),
         status=str(summary.get("status", UNFINISHED)),
-        steps_planned=config.run.steps if config else None,
-        wall_time_s=float(wall_time_s) if isinstance(wall_time_s, int | float) else None,
+        steps=_steps(len(metrics), config, summary.get("wall_time_s")),
         last_written=_last_written(directory),
         essentials=_essentials(config) if config else (),
         config_text=config_text,
-        metrics=metrics,
-        spans=_spans(metrics),
-        evaluation=_evaluation(summary, heldout, notes),
-        probes=_probes(directory, notes),
+        metrics=_metric_rows(metrics),
+        evaluation=evaluation,
+        difference=difference,
         rollouts=rollouts,
         heldout=heldout,
-        perspectives=_perspectives(metrics, everything),
+        perspectives=_perspectives([*rollouts, *heldout]),
         notes=tuple(notes),
     )
 
@@ -144,19 +137,36 @@ def _config(directory: RunDirectory, notes: list[str]) -> tuple[Config | None, s
         return None, text
 
 
-def _metrics(directory: RunDirectory, notes: list[str]) -> tuple[Mapping[str, float], ...]:
-    lines = read_lines(directory.metrics_file, metrics_row)
+def _metrics(directory: RunDirectory, notes: list[str]) -> list[dict[str, float]]:
+    cut = " (the last one is cut short when a run is killed while it writes)"
+    rows = _rows(directory, directory.metrics_file, _numbers, notes, cut)
+    if not rows:
+        notes.append("There are no metrics yet: no step has ended.")
+    return sorted(rows, key=lambda row: row["step"])
+
+
+def _samples(directory: RunDirectory, kind: str, notes: list[str]) -> tuple[RolloutRow, ...]:
+    files = sorted(directory.samples.glob(f"{kind}_*.jsonl"))
+    return tuple(row for file in files for row in _rows(directory, file, parse_row, notes))
+
+
+def _rows(
+    directory: RunDirectory,
+    file: Path,
+    parse: Callable[[dict[str, Any]], T],
+    notes: list[str],
+    why: str = "",
+) -> tuple[T, ...]:
+    """Read the rows of a JSONL file; lines that are none are counted in a note."""
+    lines = read_lines(file, parse)
     if lines.num_bad:
-        notes.append(
-            f"metrics.jsonl has {_lines(lines.num_bad)} that cannot be read (the last one is cut short "
-            "when a run is killed while it writes): left out."
-        )
-    if not lines.rows:
-        notes.append("There are no metrics yet: no step has ended, so there are no curves.")
-    return tuple(sorted(lines.rows, key=lambda row: row["step"]))
+        count = "one line" if lines.num_bad == 1 else f"{lines.num_bad} lines"
+        name = file.relative_to(directory.path)
+        notes.append(f"{name} has {count} that cannot be read{why}: left out.")
+    return lines.rows
 
 
-def metrics_row(row: Mapping[str, Any]) -> dict[str, float]:
+def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
     """Return a row of metrics: its `step` and every finite number but the time."""
     numbers = {
         name: float(value)
@@ -188,39 +198,6 @@ def _summary(directory: RunDirectory, num_steps: int, notes: list[str]) -> Mappi
     return summary
 
 
-def _samples(directory: RunDirectory, kind: str, notes: list[str]) -> tuple[RolloutRow, ...]:
-    rows: list[RolloutRow] = []
-    for file in sorted(directory.samples.glob(f"{kind}_*.jsonl")):
-        lines = read_lines(file, parse_row)
-        rows += lines.rows
-        if lines.num_bad:
-            notes.append(f"samples/{file.name} has {_lines(lines.num_bad)} that cannot be read: left out.")
-    if not rows and kind == "step":
-        notes.append("There are no samples of training steps yet: nothing to read rollout by rollout.")
-    return tuple(rows)
-
-
-def _heldout(directory: RunDirectory, notes: list[str]) -> Mapping[int, tuple[RolloutRow, ...]]:
-    by_step: dict[int, list[RolloutRow]] = {}
-    for row in _samples(directory, "heldout", notes):
-        by_step.setdefault(row.step, []).append(row)
-    return {step: tuple(rows) for step, rows in sorted(by_step.items())}
-
-
-def _probes(directory: RunDirectory, notes: list[str]) -> tuple[Mapping[str, float], ...]:
-    """The first row of each `probes_*.jsonl` holds its metrics; the file's name says the step."""
-    found: list[Mapping[str, float]] = []
-    for file in sorted(directory.samples.glob("probes_*.jsonl")):
-        step = file.stem.rpartition("_")[2]
-        lines = read_lines(file, lambda row: row.get("metrics"))
-        metrics = next((row for row in lines.rows if isinstance(row, dict)), None)
-        if metrics is None or not step.isdecimal():
-            notes.append(f"samples/{file.name} does not begin with its metrics: left out.")
-        else:
-            found.append(metrics_row({**metrics, "step": int(step)}))
-    return tuple(found)
-
-
 def _last_written(directory: RunDirectory) -> datetime | None:
     files = [directory.metrics_file, directory.summary_file, directory.config_file]
     files += directory.samples.glob("*.jsonl")
@@ -231,45 +208,42 @@ def _last_written(directory: RunDirectory) -> datetime | None:
 # ---- what follows from them ------------------------------------------------------------------
 
 
-def _spans(metrics: Sequence[Mapping[str, float]]) -> tuple[Span, ...]:
-    found = summarise(metrics, "FINISHED", 0.0, {})["metrics"]
-    assert isinstance(found, dict)
-    return tuple(Span(name, each["first"], each["last"], each["mean"]) for name, each in found.items())
+def _steps(done: int, config: Config | None, wall_time_s: object) -> str:
+    """Say how far the run came, such as `8 of 30 steps in 6m52s`."""
+    text = f"{done} of {config.run.steps} steps" if config else f"{done} steps"
+    return f"{text} in {duration(wall_time_s)}" if isinstance(wall_time_s, int | float) else text
+
+
+def _metric_rows(metrics: Sequence[Mapping[str, float]]) -> tuple[MetricRow, ...]:
+    spans = summarise(metrics, "FINISHED", 0.0, {})["metrics"]
+    assert isinstance(spans, dict)
+    return tuple(MetricRow(name, **span) for name, span in spans.items())
 
 
 def _evaluation(
-    summary: Mapping[str, Any], heldout: Mapping[int, object], notes: list[str]
-) -> Evaluation | None:
+    summary: Mapping[str, Any], has_answers: bool, notes: list[str]
+) -> tuple[tuple[MetricRow, ...], Mapping[str, float]]:
     evaluation = summary.get("evaluation")
-    parts = evaluation if isinstance(evaluation, dict) else {}
-    before, after = _numbers(parts.get("before")), _numbers(parts.get("after"))
+    parts = {
+        name: _numbers({**value, "step": 0}) if isinstance(value, dict) else {}
+        for name, value in (evaluation if isinstance(evaluation, dict) else {}).items()
+    }
+    before, after = parts.get("before"), parts.get("after")
     if before and after:
-        return Evaluation(before, after, _numbers(parts.get("difference")))
-    if heldout:
+        shared = [name for name in before if name in after and name != "step"]
+        return tuple(MetricRow(n, before[n], after[n]) for n in shared), parts.get("difference", {})
+    if has_answers:
         notes.append("There is no held-out comparison: the run did not come to its second evaluation.")
     else:
         notes.append("There are no held-out answers: the run did not evaluate, or has not come to it.")
-    return None
+    return (), {}
 
 
-def _numbers(value: object) -> dict[str, float]:
-    if not isinstance(value, dict):
-        return {}
-    numbers = metrics_row({**value, "step": 0})
-    return {name: number for name, number in numbers.items() if name != "step"}
-
-
-def _perspectives(
-    metrics: Sequence[Mapping[str, float]], rows: Sequence[RolloutRow]
-) -> tuple[PerspectiveView, ...]:
-    """Those that occur, in the registry's order; one it does not know takes its scale from its scores."""
+def _perspectives(rows: Sequence[RolloutRow]) -> tuple[PerspectiveView, ...]:
+    """Return those that occur, in the registry's order; the scale of one it does not know is a guess."""
     names = dict.fromkeys(name for row in rows for name in row.judgments)
-    for row in metrics:
-        names |= dict.fromkeys(
-            name.split("/")[1] for name in row if name.startswith("judge/") and name.endswith("/failed")
-        )
-    known = [name for name in BUILTIN_PERSPECTIVES if name in names]
-    return tuple(_perspective(name, rows) for name in [*known, *(n for n in names if n not in known)])
+    ordered = dict.fromkeys([*(name for name in BUILTIN_PERSPECTIVES if name in names), *names])
+    return tuple(_perspective(name, rows) for name in ordered)
 
 
 def _perspective(name: str, rows: Sequence[RolloutRow]) -> PerspectiveView:
@@ -282,7 +256,7 @@ def _perspective(name: str, rows: Sequence[RolloutRow]) -> PerspectiveView:
 
 
 def _essentials(config: Config) -> tuple[tuple[str, str], ...]:
-    """The settings that a reader asks for first; the whole configuration stands below them."""
+    """Return the settings that a reader asks for first; the whole configuration stands below them."""
     run, rollout, trainer, rewards = config.run, config.rollout, config.trainer, config.rewards
     objective = trainer.objective
     weights = f"LoRA, rank {trainer.lora.rank}" if trainer.lora.rank else "all weights"
@@ -302,15 +276,3 @@ def _essentials(config: Config) -> tuple[tuple[str, str], ...]:
         ("held-out data", config.data.heldout),
         ("seed", f"{run.seed}, {'deterministic' if run.deterministic else 'not deterministic'}"),
     )
-
-
-def steps_in_words(report: RunReport) -> str:
-    """How far it came, such as `8 of 30 steps in 6m52s`."""
-    done = len(report.metrics)
-    planned = report.steps_planned
-    of = f"{done} of {planned} steps" if planned is not None else f"{done} steps"
-    return of if report.wall_time_s is None else f"{of} in {duration(report.wall_time_s)}"
-
-
-def _lines(count: int) -> str:
-    return "one line" if count == 1 else f"{count} lines"

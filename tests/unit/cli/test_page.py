@@ -15,9 +15,9 @@ import pytest
 
 from perm_ray.cli import report as verb
 from perm_ray.cli.main import main
-from perm_ray.cli.pages.pack import ANALYSIS, RESPONSE, frame_of, put_together
 from perm_ray.cli.pages.page import number, report_page, signed
 from perm_ray.cli.pages.run_data import read_run
+from perm_ray.tracking.samples import parse_row
 from tests.support.fake_run import write_fake_run
 
 ATTACKS = (
@@ -62,14 +62,8 @@ class Page(HTMLParser):
             self._raw[-1] += data
 
     @property
-    def charts(self) -> list[dict[str, Any]]:
-        """In the order of their places, the ones that are drawn on demand last."""
-        drawings = json.loads(self.scripts[0])
-        return [*drawings["charts"], *drawings["others"]]
-
-    @property
     def rollouts(self) -> dict[str, Any]:
-        return json.loads(gzip.decompress(base64.b64decode(self.scripts[1])))
+        return json.loads(gzip.decompress(base64.b64decode(self.scripts[0])))
 
 
 @pytest.fixture(scope="module")
@@ -124,75 +118,30 @@ def _poison_row(row: dict[str, Any]) -> None:
 # ---- what stands in the page ------------------------------------------------------------------
 
 
-def test_the_page_holds_summary_curves_and_rollouts(page: Page, run: Path) -> None:
-    report = read_run(run)
+def test_the_page_holds_the_summary_and_the_rows_as_they_are_in_samples(page: Page, run: Path) -> None:
     for text in ("FINISHED", "4 of 4 steps", "reward/mean", "Reward, paired over", "config.yaml", "1e-06"):
         assert text in page.text
-    places = [attributes for _, attributes in page.elements if {"data-chart", "data-other"} & set(attributes)]
-    assert len(places) == len(page.charts)
-    rows = page.rollouts["rows"]
-    assert rows["heldout"].count(0) == len(report.rollouts) == 64
-    assert rows["heldout"].count(1) == 32
-    assert {len(column) for column in rows.values()} == {96}
-    assert all(len(c) == 96 for columns in page.rollouts["judgments"].values() for c in columns.values())
-
-
-def test_every_rollout_can_be_put_together_again(page: Page, run: Path) -> None:
-    data, rows = page.rollouts, page.rollouts["rows"]
-    for i, row in enumerate(read_run(run).rollouts):
-        text = data["texts"][rows["frame"][i]]
-        if rows["framed"][i]:
-            analysis, response = (
-                data["texts"][rows[column][i]] if rows[column][i] >= 0 else None
-                for column in ("analysis", "response")
-            )
-            text = put_together(text, analysis, response)
-        assert text == row.completion
-        scenario = data["scenarios"][rows["scenario"][i]]
-        assert scenario["id"] == row.scenario_id
-        persona, situation, query = (data["texts"][part] for part in scenario["parts"])
-        assert row.prompt[-1].content == f"Persona: {persona}\nSituation: {situation}\nMessage: {query}"
-        assert rows["reward"][i] == (
-            None if row.reward is None else pytest.approx(row.reward.value, abs=1e-4)
-        )
-        score = row.judgments["reception"].score
-        assert data["judgments"]["reception"]["score"][i] == (
-            None if score is None else pytest.approx(score, abs=1e-4)
-        )
-
-
-def test_texts_stand_once_in_the_page(page: Page) -> None:
-    texts = page.rollouts["texts"]
-    assert len(texts) == len(set(texts))
-    assert len(page.rollouts["scenarios"]) == 8 + 16  # 4 steps of 2 prompts, and the held-out ones
-
-
-@pytest.mark.parametrize(
-    ("completion", "analysis", "response"),
-    [
-        ("# Analysis\nA\n# Response\nA", "A", "A"),
-        ("no section", None, None),
-        (f"{RESPONSE} and {ANALYSIS}", "a", "b"),
-        ("# Analysis\nnot the same", "other", None),
-        (f"# Analysis\nin {RESPONSE}\n# Response\nb", f"in {RESPONSE}", "b"),
-        ("# Analysis\n$& $1\n# Response\n$`", "$& $1", "$`"),
-    ],
-)
-def test_a_frame_is_the_completion_or_leads_back_to_it(
-    completion: str, analysis: str | None, response: str | None
-) -> None:
-    frame, framed = frame_of(completion, analysis, response)
-    assert (put_together(frame, analysis, response) if framed else frame) == completion
-    assert framed == (frame != completion)
+    report = read_run(run)
+    assert [parse_row(row) for row in page.rollouts["rollouts"]] == list(report.rollouts)
+    assert [parse_row(row) for row in page.rollouts["heldout"]] == list(report.heldout)
+    assert page.rollouts["perspectives"][0] == {
+        "name": "resonation",
+        "low": 1,
+        "high": 5,
+        "reads": "analysis",
+        "kind": "empathy",
+    }
+    file = run / "samples/step_000001.jsonl"
+    written = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert page.rollouts["rollouts"][:16] == written
 
 
 def test_numbers_are_written_for_people() -> None:
-    assert [number(value) for value in (0.0, 1.5, 1e-6, 12345.6, None)] == [
+    assert [number(value) for value in (0.0, 1.5, 1e-6, 12345.6)] == [
         "0.000",
         "1.500",
         "1e-06",
         "12,346",
-        "",
     ]
     assert [signed(value) for value in (0.5, -0.5)] == ["+0.500", "-0.500"]
 
@@ -204,8 +153,8 @@ def test_no_text_of_a_run_becomes_an_element_or_a_script(run: Path, page: Page, 
     poisoned = Path(shutil.copytree(run, tmp_path / "a<script>alert(1)<"))
     poison(poisoned)
     attacked = Page(report_page(read_run(poisoned)))
-    assert len(attacked.scripts) == len(page.scripts) == 3
-    assert attacked.scripts[2] == page.scripts[2]  # the script is ours, whatever the run says
+    assert len(attacked.scripts) == len(page.scripts) == 2
+    assert attacked.scripts[1] == page.scripts[1]  # the script is ours, whatever the run says
     assert {tag for tag, _ in attacked.elements} <= {tag for tag, _ in page.elements} | {
         "ul",
         "li",
@@ -215,10 +164,10 @@ def test_no_text_of_a_run_becomes_an_element_or_a_script(run: Path, page: Page, 
     links = [value for _, a in attacked.elements for name, value in a.items() if name in ("href", "src")]
     assert all(link and (link.startswith("#") or link == "data:,") for link in links)
     # And it is all there to be read.
-    texts = attacked.rollouts["texts"]
-    assert ATTACK in texts
-    assert "49" not in attacked.rollouts["scenarios"][0]["id"]
-    assert any(ATTACK in line["name"] for chart in attacked.charts for line in chart["series"])
+    row = attacked.rollouts["rollouts"][0]
+    assert (row["response"], row["judgments"]["reception"]["reason"]) == (ATTACK, ATTACK)
+    assert "49" not in row["scenario_id"]
+    assert f"time/{ATTACK}_s" in attacked.text
     assert "<script>alert(1)</script>" in attacked.text
 
 
@@ -230,14 +179,14 @@ def test_the_policy_lets_run_the_one_script_and_load_nothing(page: Page) -> None
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
     assert rules["default-src"] == "'none'"
     assert rules["base-uri"] == rules["form-action"] == "'none'"
-    for rule, text in (("script-src", page.scripts[2]), ("style-src", page.styles[0])):
+    for rule, text in (("script-src", page.scripts[1]), ("style-src", page.styles[0])):
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         assert rules[rule] == f"'sha256-{digest}'"
     assert "unsafe" not in policy
 
 
 def test_the_script_never_reads_html_and_the_page_has_no_style_attributes(page: Page) -> None:
-    script = page.scripts[2]
+    script = page.scripts[1]
     for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function("):
         assert word not in script
     assert "</" not in script
@@ -272,7 +221,6 @@ def test_a_run_that_has_only_begun_gives_a_page(run: Path, tmp_path: Path) -> No
     begun.mkdir()
     shutil.copy(run / "config.yaml", begun)
     page = Page(report_page(read_run(begun)))
-    assert page.charts == []
-    assert page.rollouts["texts"] == []
-    for text in ("NOT FINISHED", "There is no summary.json", "There is nothing to draw yet."):
+    assert page.rollouts == {"perspectives": [], "rollouts": [], "heldout": []}
+    for text in ("NOT FINISHED", "There is no summary.json", "There are no metrics yet"):
         assert text in page.text

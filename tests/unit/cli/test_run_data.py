@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from perm_ray.cli.pages.curves import curves_of, waits_in_words
-from perm_ray.cli.pages.run_data import UNFINISHED, RunReport, read_run, steps_in_words
+from perm_ray.cli.pages.run_data import UNFINISHED, read_run
 from perm_ray.errors import DataError, UserError
+from perm_ray.runs.directory import RunDirectory
 from perm_ray.types import Status
 from tests.support.fake_run import JUDGE, write_fake_run
 
@@ -26,10 +27,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(whole: Path, tmp_path: Path) -> Path:
     """A copy that a test may damage."""
     return Path(shutil.copytree(whole, tmp_path / "run"))
-
-
-def titles(report: RunReport) -> list[str]:
-    return [chart.title for section in curves_of(report).sections for chart in section.charts]
 
 
 # ---- the fake itself --------------------------------------------------------------------------
@@ -54,20 +51,21 @@ def test_a_finished_run_is_read_whole(whole: Path) -> None:
     report = read_run(whole)
     assert report.notes == ()
     assert (report.status, report.name) == ("FINISHED", "fake")
-    assert steps_in_words(report).startswith(f"{STEPS} of {STEPS} steps in ")
+    assert report.steps.startswith(f"{STEPS} of {STEPS} steps in ")
     assert len(report.rollouts) == STEPS * ROLLOUTS
-    assert {step: len(rows) for step, rows in report.heldout.items()} == {0: 16, STEPS: 16}
+    assert Counter(row.step for row in report.heldout) == {0: 16, STEPS: 16}
     assert [(view.name, view.low, view.high, view.reads) for view in report.perspectives] == [
         ("resonation", 1, 5, "analysis"),
         ("expression", 1, 5, "response"),
         ("reception", 1, 5, "response"),
         ("bystander", 0, 100, "response"),
     ]
-    assert report.evaluation is not None
-    assert set(report.evaluation.difference) == {"mean", "low", "high", "pairs"}
-    reward = next(span for span in report.spans if span.name == "reward/mean")
-    assert reward.first == report.metrics[0]["reward/mean"]
-    assert reward.last == report.metrics[-1]["reward/mean"]
+    assert {"mean", "low", "high", "pairs"} <= set(report.difference)
+    before, after = (RunDirectory(whole).read_metrics()[i]["reward/mean"] for i in (0, -1))
+    reward = next(row for row in report.metrics if row.name == "reward/mean")
+    assert (reward.first, reward.last) == (before, after)
+    heldout = next(row for row in report.evaluation if row.name == "reward/mean")
+    assert heldout.last > heldout.first
     assert ("a step", "2 prompts x 8 completions") in report.essentials
 
 
@@ -88,47 +86,6 @@ def test_rows_come_back_as_they_were_written(whole: Path) -> None:
     assert all(row.masked_because for row in masked)
 
 
-def test_the_curves_are_those_of_the_metrics(whole: Path) -> None:
-    report = read_run(whole)
-    curves = curves_of(report)
-    charts = {chart.title: chart for section in curves.sections for chart in section.charts}
-    (reward,) = charts["Reward"].series
-    assert charts["Reward"].steps == tuple(range(1, STEPS + 1))
-    expected = [row["reward/mean"] for row in report.metrics]
-    assert reward.values == pytest.approx(expected, rel=1e-4)
-    assert reward.band == pytest.approx([row["reward/std"] for row in report.metrics], rel=1e-4)
-    assert [line.name for line in charts["Failed judgments"].series] == [v.name for v in report.perspectives]
-    assert charts["Held-out reward"].steps == (0, STEPS)
-    assert charts["Attacks on reception"].steps == (10,)
-    assert "Reward by culture" in charts
-    # What this run does not have is said, and not drawn.
-    assert "Sampler against trainer, ratio" not in charts
-    assert any("policy/mismatch_max" in line for line in curves.left_out)
-    # Every metric of the run has its place.
-    others = {chart.title for chart in curves.others}
-    assert "judge/bystander/cache_hit" in others
-    assert others.isdisjoint({"reward/mean", "reward/std", "policy/kl", "time/train_s"})
-
-
-def test_the_stages_add_up_to_the_step(whole: Path) -> None:
-    report = read_run(whole)
-    stages = next(chart for chart in curves_of(report).timeline if chart.kind == "stack")
-    assert [line.name for line in stages.series] == [
-        "generate",
-        "judge",
-        "train",
-        "sync",
-        "checkpoint",
-        "rest",
-    ]
-    for number, row in enumerate(report.metrics):
-        parts = [line.values[number] for line in stages.series]
-        assert sum(part or 0.0 for part in parts) == pytest.approx(row["time/step_s"], rel=1e-3)
-    shares, waited = waits_in_words(report)
-    assert shares.startswith("Of the steps' time: train ")
-    assert f"longest for bystander on {STEPS} of {STEPS} steps" in waited
-
-
 # ---- runs that are not whole ------------------------------------------------------------------
 
 
@@ -138,23 +95,19 @@ def test_a_run_under_way_says_what_is_missing(run: Path) -> None:
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 13, "reward/me')
     report = read_run(run)
-    assert (report.status, report.evaluation, report.wall_time_s) == (UNFINISHED, None, None)
-    assert len(report.metrics) == STEPS
+    assert (report.status, report.evaluation, report.difference) == (UNFINISHED, (), {})
+    assert report.steps == f"{STEPS} of {STEPS} steps"
     said = " ".join(report.notes)
     for part in ("no summary.json", "one line that cannot be read", "no held-out comparison"):
         assert part in said
-    assert "Held-out reward" not in titles(report)
 
 
-def test_a_run_that_has_only_begun_has_no_curves(run: Path) -> None:
+def test_a_run_that_has_only_begun_has_no_figures(run: Path) -> None:
     (run / "summary.json").unlink()
     (run / "metrics.jsonl").unlink()
     shutil.rmtree(run / "samples")
     report = read_run(run)
     assert (report.metrics, report.rollouts, report.perspectives) == ((), (), ())
-    assert titles(report) == []
-    assert curves_of(report).left_out == ()  # nothing is left out of nothing
-    assert waits_in_words(report) == ()
     assert any("no samples of training steps" in note for note in report.notes)
 
 
@@ -178,14 +131,13 @@ def test_bad_lines_are_counted_and_the_others_read(run: Path) -> None:
 def test_other_damage_gives_a_note_each(run: Path) -> None:
     (run / "config.yaml").write_text("run: {stepz: 3}\n")
     (run / "summary.json").write_text("[1]")
-    (run / "samples/probes_000010.jsonl").write_text("{}\n")
     (run / "failed_step_000013.json").write_text("{}")
     report = read_run(run)
     said = " ".join(report.notes)
-    for part in ("run.stepz", "summary.json is not", "probes_000010.jsonl", "failed_step_000013.json"):
+    for part in ("run.stepz", "summary.json is not", "failed_step_000013.json"):
         assert part in said
     assert report.config_text == "run: {stepz: 3}\n"
-    assert steps_in_words(report) == f"{STEPS} steps"
+    assert report.steps == f"{STEPS} steps"
 
 
 def test_a_run_that_was_resumed_is_not_taken_for_finished(run: Path) -> None:

@@ -1,17 +1,7 @@
-// Draws the curves, unpacks the rollouts, and minds the keys that work everywhere.
+// Unpacks the rollouts, and minds the keys that work everywhere.
 
 let browser = null;
 let heldout = null;
-
-// Before the first step there are held-out answers and probes only.
-function readStep(step) {
-  if (step > 0) browser?.showStep(step);
-  else document.getElementById("heldout").scrollIntoView();
-}
-
-const drawings = JSON.parse(document.getElementById("chart-data").textContent);
-drawCharts(drawings.charts, document.querySelectorAll("[data-chart]"), readStep);
-document.getElementById("others")?.addEventListener("toggle", () => drawCharts(drawings.others, document.querySelectorAll("[data-other]"), readStep), { once: true });
 
 document.addEventListener("keydown", (event) => {
   const typing = event.target instanceof Element && event.target.matches("input, select, textarea");
@@ -37,23 +27,19 @@ async function start() {
     status.textContent = "The rollouts cannot be unpacked: use a browser of 2023 or later.";
     return;
   }
-  // A frame first, so that the curves are there while the rest is unpacked.
-  await new Promise((resolve) => setTimeout(resolve));
   const data = await unpacked(document.getElementById("rollout-data").textContent);
   heldout = startHeldout(data);
-  if (indices(data, 0).length) {
+  if (data.rollouts.length) {
     document.getElementById("browser").hidden = false;
     browser = startBrowser(data);
     status.hidden = true;
     browser.showLinked(location.hash);
     addEventListener("hashchange", () => browser.showLinked(location.hash));
   } else status.textContent = "The run has no rollouts of training steps yet.";
-  return data;
+  setTimeout(() => data.rollouts.forEach(searchable), 100); // so that the first search need not
 }
 
-let unpackedData = null;
 start()
-  .then((data) => { unpackedData = data; })
   .catch((error) => {
     document.getElementById("unpacking").textContent = `The rollouts cannot be shown (${error.message}): make the page again.`;
     throw error;
@@ -61,5 +47,4 @@ start()
   .finally(() => requestAnimationFrame(() => setTimeout(() => {
     document.documentElement.dataset.ready = "yes";
     performance.mark("report-ready");
-    setTimeout(() => unpackedData && lowered(unpackedData)); // so that the first search need not
   })));

@@ -1,75 +1,56 @@
-// The rollout browser: filters and an order over columns, a list, and the chosen rollout in full.
+// The rollout browser: filters and an order over the rows, a list, and the chosen rollout in full.
 
 function startBrowser(data) {
   const form = document.getElementById("filters");
   const detail = document.getElementById("rollout-detail");
   const count = document.getElementById("count");
-  const training = indices(data, 0);
-  const disagreement = disagreements(data);
-  const groups = groupsOf(data, training);
+  const rows = data.rollouts;
+  const groups = groupsOf(rows);
   let chosen = null;
 
-  const show = (i) => {
-    chosen = i;
-    detail.replaceChildren(...(i === null ? [element("p", { class: "soft" }, "No rollout fits these filters.")] : rolloutDetail(data, i, groups, (other) => pick(other))));
+  const show = (row) => {
+    chosen = row;
+    detail.replaceChildren(...(row ? rolloutDetail(data, row, groups.get(groupName(row)), pick) : [element("p", { class: "soft" }, "No rollout fits these filters.")]));
     detail.scrollTop = 0;
     markFound(detail, wantedText(form));
   };
-  const list = pagedList(document.getElementById("rollout-list"), "Rollouts", (i) => optionOf(data, i), show, () => detail.focus());
-  const pick = (i) => (list.has(i) ? list.choose(i) : show(i));
+  const list = pagedList(document.getElementById("rollout-list"), "Rollouts", (row) => optionOf(data, row), show, () => detail.focus());
+  const pick = (row) => (list.has(row) ? list.choose(row) : show(row));
 
   addOptions(form.elements.perspective, data.perspectives.map((view) => view.name));
-  for (const tag of ["language", "culture"]) addOptions(form.elements[tag], [...new Set(data.scenarios.map((each) => each[tag]).filter(Boolean))].sort());
+  for (const tag of ["language", "culture"]) addOptions(form.elements[tag], [...new Set(rows.map((row) => row[tag]).filter(Boolean))].sort());
 
   function apply() {
-    const passes = filterOf(data, form);
-    const found = training.filter(passes);
-    sortRows(data, found, form.elements.sort.value, disagreement);
-    count.textContent = `${found.length.toLocaleString("en")} of ${training.length.toLocaleString("en")} rollouts`;
+    const found = sorted(data, rows.filter(filterOf(form)), form.elements.sort.value);
+    count.textContent = `${found.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} rollouts`;
     list.show(found, found.includes(chosen) ? chosen : null);
   }
   const applyFromTop = () => {
     chosen = null;
     apply();
   };
+  const clear = (name = "all") => {
+    form.reset();
+    preset(form, name);
+    applyFromTop();
+  };
   // A filter leaves the chosen rollout chosen if it can; another order begins at its top.
   form.addEventListener("input", (event) => (event.target.name === "sort" ? applyFromTop() : apply()));
   form.addEventListener("submit", (event) => event.preventDefault());
-  document.getElementById("clear").addEventListener("click", () => {
-    form.reset();
-    applyFromTop();
-  });
-  for (const button of document.querySelectorAll("[data-preset]")) {
-    button.addEventListener("click", () => {
-      form.reset();
-      preset(form, button.dataset.preset);
-      applyFromTop();
-    });
-  }
+  document.getElementById("clear").addEventListener("click", () => clear());
+  for (const button of document.querySelectorAll("[data-preset]")) button.addEventListener("click", () => clear(button.dataset.preset));
   apply();
   return {
     list,
     detail,
-    showStep(step) {
-      form.reset();
-      form.elements.step_low.value = form.elements.step_high.value = step;
-      applyFromTop();
-      document.getElementById("rollouts").scrollIntoView();
-      list.box.focus({ preventScroll: true });
-    },
     showLinked(hash) {
-      const i = training.find((each) => linkOf(data, each) === hash);
-      if (i === undefined) return;
-      form.reset();
-      applyFromTop();
-      list.choose(i);
+      const row = rows.find((each) => linkOf(each) === hash);
+      if (!row) return;
+      clear();
+      list.choose(row);
       detail.scrollIntoView();
     },
   };
-}
-
-function indices(data, heldout) {
-  return (data.rows.heldout ?? []).flatMap((value, i) => (value === heldout ? [i] : []));
 }
 
 function addOptions(select, values) {
@@ -78,132 +59,102 @@ function addOptions(select, values) {
 
 function preset(form, name) {
   const { sort, ambiguous, status } = form.elements;
-  if (name === "worst") sort.value = "reward_up";
-  else if (name === "best") sort.value = "reward_down";
-  else if (name === "disagree") sort.value = "disagreement";
+  const orders = { worst: "reward_up", best: "reward_down", disagree: "disagreement" };
+  if (name in orders) sort.value = orders[name];
   else if (name === "ambiguous") ambiguous.checked = true;
   else if (name === "masked") status.value = "masked";
 }
 
-// How far the empathy perspectives are apart, as a share of their scales; -1 where fewer than two scored.
-function disagreements(data) {
-  const views = data.perspectives.filter((view) => view.kind === "empathy");
-  return data.rows.step.map((_, i) => {
-    let low = Infinity;
-    let high = -Infinity;
-    let num = 0;
-    for (const view of views) {
-      const score = data.judgments[view.name].score[i];
-      if (score === null) continue;
-      const share = (score - view.low) / (view.high - view.low);
-      low = Math.min(low, share);
-      high = Math.max(high, share);
-      num++;
-    }
-    return num > 1 ? high - low : -1;
-  });
+function groupName(row) {
+  return `${row.step} ${row.scenario_id}`;
 }
 
-function groupsOf(data, rows) {
+function groupsOf(rows) {
   const groups = new Map();
-  for (const i of rows) {
-    const key = `${data.rows.step[i]} ${data.rows.scenario[i]}`;
-    if (!groups.has(key)) groups.set(key, []);
-    groups.get(key).push(i);
+  for (const row of rows) {
+    if (!groups.has(groupName(row))) groups.set(groupName(row), []);
+    groups.get(groupName(row)).push(row);
   }
-  return (i) => groups.get(`${data.rows.step[i]} ${data.rows.scenario[i]}`) ?? [i];
+  return groups;
 }
 
-// ---- filters ----------------------------------------------------------------------------------
+// ---- filters and orders -----------------------------------------------------------------------
 
 // The form as one test of a row. What is not filled in is not tested.
-function filterOf(data, form) {
-  const { rows } = data;
-  const { value: name } = form.elements.perspective;
-  const views = name ? data.perspectives.filter((view) => view.name === name) : data.perspectives;
-  const columns = views.map((view) => data.judgments[view.name]);
+function filterOf(form) {
+  const value = (name) => form.elements[name].value;
   const within = (field) => {
-    const low = form.elements[`${field}_low`].value;
-    const high = form.elements[`${field}_high`].value;
+    const [low, high] = [value(`${field}_low`), value(`${field}_high`)];
     if (low === "" && high === "") return null;
     const [least, most] = [low === "" ? -Infinity : Number(low), high === "" ? Infinity : Number(high)];
-    return (value) => value !== null && value >= least && value <= most;
+    return (number) => number !== null && number >= least && number <= most;
   };
+  const perspective = value("perspective");
+  const judgments = (row) => (perspective ? [row.judgments[perspective] ?? []].flat() : Object.values(row.judgments));
   const tests = [];
-  const step = within("step");
-  const reward = within("reward");
-  const score = within("score");
-  if (step) tests.push((i) => step(rows.step[i]));
-  if (reward) tests.push((i) => reward(rows.reward[i]));
-  if (score) tests.push((i) => columns.some((column) => score(column.score[i])));
+  const [step, reward, score, status, text] = [within("step"), within("reward"), within("score"), value("status"), wantedText(form)];
+  if (step) tests.push((row) => step(row.step));
+  if (reward) tests.push((row) => row.reward !== null && reward(row.reward.value));
+  if (score) tests.push((row) => judgments(row).some((judgment) => score(judgment.score)));
   for (const tag of ["language", "culture"]) {
-    const { value } = form.elements[tag];
-    if (value) tests.push((i) => data.scenarios[rows.scenario[i]][tag] === value);
+    const wanted = value(tag);
+    if (wanted) tests.push((row) => row[tag] === wanted);
   }
-  if (form.elements.ambiguous.checked) tests.push((i) => rows.ambiguous[i].length > 0);
-  const status = form.elements.status.value;
-  if (status) tests.push(statusTest(data, columns, status));
-  const text = wantedText(form);
-  if (text) tests.push(textTest(data, text));
-  return (i) => tests.every((test) => test(i));
+  if (form.elements.ambiguous.checked) tests.push((row) => row.ambiguous.length > 0);
+  if (status === "rewarded") tests.push((row) => row.reward !== null);
+  else if (status === "masked") tests.push((row) => row.reward === null);
+  else if (status === "truncated") tests.push((row) => row.finish_reason === "length");
+  else if (status) tests.push((row) => judgments(row).some((judgment) => judgment.status === status));
+  if (text) tests.push((row) => searchable(row).includes(text));
+  return (row) => tests.every((test) => test(row));
 }
 
 function wantedText(form) {
   return form.elements.text.value.trim().toLowerCase();
 }
 
-function statusTest(data, columns, status) {
-  const { reward, finish } = data.rows;
-  if (status === "rewarded") return (i) => reward[i] !== null;
-  if (status === "masked") return (i) => reward[i] === null;
-  if (status === "truncated") return (i) => data.texts[finish[i]] === "length";
-  const wanted = data.statuses.indexOf(status);
-  return (i) => columns.some((column) => column.status[i] === wanted);
+// Everything of a row that is searched, in small letters; made once.
+function searchable(row) {
+  row.searchable ??= [
+    row.scenario_id,
+    ...(row.query ? [row.persona, row.scenario, row.query] : row.prompt.map(({ content }) => content)),
+    row.completion,
+    row.masked_because,
+    ...Object.values(row.judgments).map((judgment) => judgment.reason),
+  ].join("\n").toLowerCase();
+  return row.searchable;
 }
 
-function lowered(data) {
-  data.lowered ??= data.texts.map((text) => text.toLowerCase());
-  return data.lowered;
-}
-
-// Every text stands once in the data, so each is looked at once, however many rows have it.
-function textTest(data, wanted) {
-  const hits = Uint8Array.from(lowered(data), (text) => (text.includes(wanted) ? 1 : 0));
-  const hit = (number) => number >= 0 && hits[number] === 1;
-  const scenarios = data.scenarios.map((each) => each.id.toLowerCase().includes(wanted) || (each.parts ?? each.messages.map(([, text]) => text)).some(hit));
-  const { scenario, frame, analysis, response, masked } = data.rows;
-  const reasons = data.perspectives.map((view) => data.judgments[view.name].reason);
-  return (i) => scenarios[scenario[i]] || hit(analysis[i]) || hit(response[i]) || hit(frame[i]) || hit(masked[i]) || reasons.some((column) => hit(column[i]));
-}
-
-function sortRows(data, found, order, disagreement) {
-  const { reward, tokens } = data.rows;
+function sorted(data, rows, order) {
   const keys = {
-    reward_up: (i) => reward[i] ?? Infinity,
-    reward_down: (i) => -(reward[i] ?? -Infinity),
-    disagreement: (i) => -disagreement[i],
-    long: (i) => -tokens[i],
-    short: (i) => tokens[i],
+    reward_up: (row) => row.reward?.value ?? Infinity,
+    reward_down: (row) => -(row.reward?.value ?? -Infinity),
+    disagreement: (row) => -disagreement(data, row),
+    long: (row) => -row.tokens,
+    short: (row) => row.tokens,
   };
-  const key = keys[order];
-  if (!key) return; // the order of the files
-  const values = new Float64Array(data.rows.step.length);
-  for (const i of found) values[i] = key(i);
-  found.sort((a, b) => (values[a] === values[b] ? a - b : values[a] < values[b] ? -1 : 1));
+  if (!keys[order]) return rows; // the order of the files
+  const key = new Map(rows.map((row) => [row, keys[order](row)]));
+  return rows.sort((a, b) => key.get(a) - key.get(b) || 0); // Infinity - Infinity is no number
+}
+
+// How far the empathy perspectives are apart, as a share of their scales; -1 where fewer than two scored.
+function disagreement(data, row) {
+  const shares = data.perspectives
+    .filter((view) => view.kind === "empathy" && (row.judgments[view.name]?.score ?? null) !== null)
+    .map((view) => (row.judgments[view.name].score - view.low) / (view.high - view.low));
+  return shares.length > 1 ? Math.max(...shares) - Math.min(...shares) : -1;
 }
 
 // ---- what is shown ----------------------------------------------------------------------------
 
-function optionOf(data, i) {
-  const { rows } = data;
-  const scores = data.perspectives.map((view, p) => {
-    const score = data.judgments[view.name].score[i];
-    return element("span", { class: "mini", title: view.name }, element("span", { class: `swatch c${p}` }), element("span", { class: "soft" }, view.name.slice(0, 3)), " ", figure(score, view.high > 20 ? 0 : 1));
-  });
-  const reward = rows.reward[i] === null ? element("span", { class: "badge bad" }, "masked") : element("strong", {}, signed(rows.reward[i], 2));
-  const snippet = textOf(data, rows.response[i]) ?? textOf(data, rows.analysis[i]) ?? completionOf(data, i);
+function optionOf(data, row) {
+  const scores = data.perspectives.map((view, p) =>
+    element("span", { class: "mini", title: view.name }, element("span", { class: `swatch c${p}` }), element("span", { class: "soft" }, view.name.slice(0, 3)), " ", figure(row.judgments[view.name]?.score, view.high > 20 ? 0 : 1)));
+  const reward = row.reward === null ? element("span", { class: "badge bad" }, "masked") : element("strong", {}, signed(row.reward.value, 2));
+  const snippet = row.response ?? row.analysis ?? row.completion;
   return [
-    element("div", { class: "line" }, element("span", {}, `step ${rows.step[i]} · ${data.scenarios[rows.scenario[i]].id} #${rows.index[i]}`), element("span", {}, rows.ambiguous[i].length ? [element("span", { class: "badge" }, "ambiguous"), " "] : null, reward)),
+    element("div", { class: "line" }, element("span", {}, `step ${row.step} · ${row.scenario_id} #${row.index}`), element("span", {}, row.ambiguous.length ? [element("span", { class: "badge" }, "ambiguous"), " "] : null, reward)),
     element("div", { class: "minis" }, scores),
     element("div", { class: "snippet", dir: "auto" }, snippet.slice(0, 160)),
   ];
@@ -230,25 +181,22 @@ function markFound(root, wanted) {
   CSS.highlights.set("found", new Highlight(...ranges));
 }
 
-function linkOf(data, i) {
-  const { step, scenario, index } = data.rows;
-  return `#rollout/${step[i]}/${encodeURIComponent(data.scenarios[scenario[i]].id)}/${index[i]}`;
+function linkOf(row) {
+  return `#rollout/${row.step}/${encodeURIComponent(row.scenario_id)}/${row.index}`;
 }
 
-function rolloutDetail(data, i, groups, pick) {
-  const { rows } = data;
-  const scenario = data.scenarios[rows.scenario[i]];
-  const siblings = groups(i);
-  const buttons = siblings.map((other) => {
-    const button = element("button", { type: "button", "aria-pressed": other === i ? "true" : "false" }, `#${rows.index[other]} `, rows.reward[other] === null ? "masked" : signed(rows.reward[other], 2));
+function rolloutDetail(data, row, group, pick) {
+  const buttons = group.map((other) => {
+    const button = element("button", { type: "button", "aria-pressed": String(other === row) }, `#${other.index} `, other.reward === null ? "masked" : signed(other.reward.value, 2));
     button.addEventListener("click", () => pick(other));
     return button;
   });
+  const siblings = element("div", { class: "presets", role: "group", "aria-label": "The answers of this group" }, element("span", { class: "soft" }, "the group:"), buttons);
   return [
-    element("h3", {}, `Step ${rows.step[i]}, ${scenario.id}, answer #${rows.index[i]} `, element("a", { class: "link", href: linkOf(data, i) }, "link")),
-    ...rewardPart(data, i).filter(Boolean),
-    siblings.length > 1 ? element("div", { class: "presets", role: "group", "aria-label": "The answers of this group" }, element("span", { class: "soft" }, "the group:"), buttons) : null,
-    scenarioPart(data, i),
-    ...answerPart(data, i),
-  ].filter(Boolean);
+    element("h3", {}, `Step ${row.step}, ${row.scenario_id}, answer #${row.index} `, element("a", { class: "link", href: linkOf(row) }, "link")),
+    ...rewardPart(row, `advantage ${signed(row.advantage)} · `),
+    ...(group.length > 1 ? [siblings] : []),
+    scenarioPart(row),
+    ...answerPart(data, row),
+  ];
 }
