@@ -86,14 +86,14 @@ def _item(scenario: Scenario, index: int, words: Sequence[str]) -> JudgeItem:
 
 def _settings(config: Config, items: Sequence[JudgeItem], num_engines: int, cache: bool) -> Figures:
     """All modes on one set of engines."""
-    from perm_ray.cli.judging.judges_up import judges_up
     from perm_ray.cluster.calls import wait_all
     from perm_ray.judges.panel import JudgePanel
     from perm_ray.judges.pool import JudgePool
+    from perm_ray.judges.startup import Judges
 
     figures: Figures = {}
     config = _with_engines(config, num_engines, cache)
-    with judges_up(config) as up:
+    with Judges(config) as up:
         for mode in MODES:
             pools = {
                 name: JudgePool(up.perspectives[name], _with_mode(pool, mode), config, config.run.seed)

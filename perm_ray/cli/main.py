@@ -1,6 +1,6 @@
-"""`perm-ray <verb>`: finds the verb and hands over. Each verb is a file of this package.
+"""`perm-ray <verb>`: find the verb, parse its options and hand over.
 
-Nothing heavy is imported here: `--help` must answer at once.
+`options.py` declares the verbs; the module of one is imported only when it is run.
 """
 
 from __future__ import annotations
@@ -9,58 +9,51 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from perm_ray.cli.options import VERBS, parser_of
 from perm_ray.config.redact import redact_text
 from perm_ray.errors import Interrupted, PermRayError, UserError
-
-VERBS = {
-    "train": "train a policy with PERM's reward",
-    "plan": "what a configuration takes: memory of every GPU, and a step's time",
-    "judge": "judge texts without a policy: score, probe, calibrate, compare",
-    "submit": "run perm-ray train as a job of a Ray cluster",
-    "status": "the runs of a Ray cluster, or one of them",
-    "logs": "what a run in a Ray cluster has printed",
-    "stop": "checkpoint a run in a Ray cluster and end it",
-    "doctor": "look at the machine, the cluster and the services, with remedies",
-    "report": "a run directory as one HTML page: its figures, and every rollout with its judgments",
-    "feedback": "what people said in MLflow of a run: pull",
-    "benchmark": "measure on this machine: loop, rollout, judging, trainer, operations and others",
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code (0 done, 1 the run failed, 2 something given was wrong)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for verb in VERBS:
+        words = verb.split()
+        if arguments[: len(words)] == words:
+            return run_verb(verb, arguments[len(words) :])
+    groups = {verb.split()[0] for verb in VERBS if " " in verb}
+    group = [arguments.pop(0)] if arguments and arguments[0] in groups else []
+    program = " ".join(["perm-ray", *group])
+    usage = _usage(program, [verb for verb in VERBS if verb.split()[: len(group)] == group])
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_usage())
+        print(usage)
         return 0 if arguments else 2
-    verb, rest = arguments[0], arguments[1:]
-    if verb not in VERBS:
-        print(f"perm-ray: there is no verb {verb!r}.\n\n{_usage()}", file=sys.stderr)
-        return 2
-    return run_verb(verb, rest)
+    print(f"{program}: there is no verb {arguments[0]!r}.\n\n{usage}", file=sys.stderr)
+    return 2
 
 
 def run_verb(verb: str, arguments: Sequence[str]) -> int:
-    """Run `perm_ray/cli/<verb>.py`; errors that are meant for people are printed as they are."""
-    module = importlib.import_module(f"perm_ray.cli.{verb}")
+    """Run one verb of `VERBS`; errors that are meant for people are printed as they are."""
     try:
-        return module.run(arguments)
-    except UserError as error:
-        print(f"perm-ray {verb}: {redact_text(str(error))}", file=sys.stderr)
-        return 2
-    except Interrupted as error:
-        print(f"perm-ray {verb}: {redact_text(str(error))}", file=sys.stderr)
-        return 130
+        return call(verb, arguments)
     except PermRayError as error:
         print(f"perm-ray {verb}: {redact_text(str(error))}", file=sys.stderr)
-        return 1
+        if isinstance(error, UserError):
+            return 2
+        return 130 if isinstance(error, Interrupted) else 1
 
 
-def _usage() -> str:
-    lines = ["usage: perm-ray <verb> [options]", "", "verbs:"]
-    lines += [f"  {verb:<12}{text}" for verb, text in VERBS.items()]
-    lines += ["", "perm-ray <verb> --help shows a verb's options."]
-    return "\n".join(lines)
+def call(verb: str, arguments: Sequence[str]) -> int:
+    """Run one verb of `VERBS`; returns the exit code. Raises `PermRayError`s."""
+    options = parser_of(verb).parse_intermixed_args(arguments)
+    module, _, function = VERBS[verb].target.rpartition(".")
+    return getattr(importlib.import_module(f"perm_ray.cli.{module}"), function)(options)
+
+
+def _usage(program: str, verbs: Sequence[str]) -> str:
+    lines = [f"usage: {program} <verb> [options]", "", "verbs:"]
+    lines += [f"  {verb:<17}{VERBS[verb].says}" for verb in verbs]
+    return "\n".join([*lines, "", "perm-ray <verb> --help shows a verb's options."])
 
 
 if __name__ == "__main__":

@@ -9,74 +9,36 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from perm_ray.cli.jobs import add_address, follow, resolve_address
+from perm_ray.cli.jobs import connect, follow, resolve_address
 from perm_ray.cluster.jobs import variables
+from perm_ray.cluster.jobs.client import JobsClient
 from perm_ray.cluster.jobs.package import CONFIG_FILE, make_package, secrets_from
-from perm_ray.cluster.session import authenticate
+from perm_ray.cluster.placement import demands
 from perm_ray.config import CONFIGS
 from perm_ray.config.load import load_config
 from perm_ray.config.redact import redact_text
 from perm_ray.config.schema import Config
 from perm_ray.errors import ConfigError, RunError
+from perm_ray.runs.directory import run_path
+from perm_ray.runs.run_plan import plan_run
+from perm_ray.tracking.environment import git_state
+from perm_ray.tracking.mlflow_report import end_run, open_run
 
-if TYPE_CHECKING:
-    from perm_ray.cluster.jobs.client import JobsClient
-
-STOP_GRACE_S = (
-    900  # Ray's own is 3 s, and a checkpoint of a large model takes minutes; most stops need far less
-)
-
-
-def parser() -> argparse.ArgumentParser:
-    """The options of `perm-ray submit`."""
-    parser = argparse.ArgumentParser(
-        prog="perm-ray submit", description="Run perm-ray train as a job of a Ray cluster."
-    )
-    add_address(parser)
-    parser.add_argument("--config", type=Path, required=True, help="YAML file", metavar="FILE")
-    parser.add_argument(
-        "--resume",
-        default=None,
-        help="go on with this run (its directory, as the cluster sees it)",
-        metavar="RUN_DIR",
-    )
-    parser.add_argument(
-        "--env",
-        action="append",
-        default=[],
-        help="environment variable of yours that the run needs, by name (its value is not shown anywhere)",
-        metavar="NAME",
-    )
-    parser.add_argument(
-        "--installed", action="store_true", help="use the perm_ray that the cluster has, send no code"
-    )
-    parser.add_argument(
-        "--wait-for-resources", action="store_true", help="submit although the cluster has too few yet"
-    )
-    parser.add_argument("--follow", action="store_true", help="print the job's output until it ends")
-    parser.add_argument("overrides", nargs="*", help="configuration values", metavar="a.b=c")
-    return parser
+# Ray's own is 3 s, and a checkpoint of a large model takes minutes; most stops need far less.
+STOP_GRACE_S = 900
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Returns the exit code; raises `PermRayError`s for `cli.py` to print."""
-    options = parser().parse_intermixed_args(arguments)
+def run(options: argparse.Namespace) -> int:
+    """Check the run, send it as a job and print how to look after it."""
     secrets = secrets_from(options.env, os.environ)
     config = _for_cluster(load_config(options.config, options.overrides), options.resume)
     address = resolve_address(options.address)
-    authenticate(address)
-    from perm_ray.cluster.jobs.client import JobsClient
-    from perm_ray.cluster.placement import demands
-    from perm_ray.runs.run_plan import plan_run
-
     plan_run(config)
-    client = JobsClient(address)
+    client = connect(address)
     if not options.wait_for_resources:
         client.check_resources(demands(config))
     with tempfile.TemporaryDirectory(prefix="perm-ray-job-") as folder:
@@ -92,8 +54,6 @@ def run(arguments: Sequence[str]) -> int:
 
 def _for_cluster(config: Config, resume: str | None) -> Config:
     """With a name, and with what a run in a cluster cannot do without."""
-    from perm_ray.runs.directory import run_path
-
     directory = str(Path(resume).parent) if resume else config.run.dir
     if not Path(directory).is_absolute():
         raise ConfigError(
@@ -114,9 +74,6 @@ def _for_cluster(config: Config, resume: str | None) -> Config:
 
 
 def _submit(client: JobsClient, config: Config, folder: Path, resume: str | None) -> str:
-    from perm_ray.tracking.environment import git_state
-    from perm_ray.tracking.mlflow_report import end_run
-
     name = config.run.name
     assert name is not None
     arguments = ["--config", CONFIG_FILE, *(["--resume", resume] if resume else [])]
@@ -148,16 +105,8 @@ def _open_mlflow_run(config: Config) -> str | None:
     """
     if not config.tracking.mlflow or config.tracking.mlflow_uri is None:
         return None
-    from perm_ray.tracking.mlflow_report import open_run
-
     try:
         return open_run(config.tracking, str(config.run.name))
     except RunError as error:
         print(f"{error} The job will open its own MLflow run.", file=sys.stderr)
         return None
-
-
-if __name__ == "__main__":
-    from perm_ray.cli.main import run_verb
-
-    sys.exit(run_verb("submit", sys.argv[1:]))

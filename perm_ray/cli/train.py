@@ -7,57 +7,23 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from perm_ray.cluster.session import authenticate
+from perm_ray.cli.dry_run import describe
+from perm_ray.cli.replay import replay
 from perm_ray.config import CONFIGS
 from perm_ray.config.load import load_config
 from perm_ray.config.schema import Config
 from perm_ray.errors import CheckpointError, Interrupted
-
-if TYPE_CHECKING:
-    from perm_ray.runs.run_plan import RunPlan
-
-
-def parser() -> argparse.ArgumentParser:
-    """The options of `perm-ray train`."""
-    parser = argparse.ArgumentParser(
-        prog="perm-ray train",
-        description="Train a policy with PERM's reward: sample, judge from every perspective, update, sync.",
-    )
-    parser.add_argument(
-        "--config", type=Path, default=None, help="YAML file (default: configs/local.yaml)", metavar="FILE"
-    )
-    parser.add_argument(
-        "--resume",
-        type=Path,
-        default=None,
-        help="go on from a run's last checkpoint, or from the one whose folder is given",
-        metavar="RUN_DIR",
-    )
-    parser.add_argument(
-        "--replay", type=Path, default=None, help="run a failed step's training alone", metavar="FILE"
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="check everything, print what would be run, start nothing"
-    )
-    parser.add_argument(
-        "overrides", nargs="*", help="configuration values, such as run.steps=20", metavar="a.b=c"
-    )
-    return parser
+from perm_ray.runs import start
+from perm_ray.runs.checkpoint import checkpoint_of
+from perm_ray.runs.run_plan import RunPlan, models_to_fetch, plan_run, prepare_models
+from perm_ray.runs.signals import StopSignals
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Returns the exit code; raises `PermRayError`s for `cli.py` to print."""
-    options = parser().parse_intermixed_args(arguments)
-    config = _config(options)
-    authenticate(config.ray.address)
-    from perm_ray.cli.dry_run import describe
-    from perm_ray.runs.run_plan import models_to_fetch, plan_run, prepare_models
-
-    plan = plan_run(config)
+def run(options: argparse.Namespace) -> int:
+    """Train, replay a step, or say what would be run."""
+    plan = plan_run(_config(options))
     if options.dry_run:
         missing = models_to_fetch(plan)
         if not missing:
@@ -67,17 +33,12 @@ def run(arguments: Sequence[str]) -> int:
             print(f"Not checked: {name} would be downloaded first, and every prompt rendered with it.")
         return 0
     if options.replay is not None:
-        from perm_ray.cli.replay import replay
-
         return replay(plan, options.replay)
     return train_plan(plan, options.resume)
 
 
 def train_plan(plan: RunPlan, resume: Path | None) -> int:
     """Train until the end or a signal; returns the exit code."""
-    from perm_ray.runs import start
-    from perm_ray.runs.signals import StopSignals
-
     with StopSignals() as stop:
         try:
             start.train_plan(plan, resume, stop)
@@ -93,8 +54,6 @@ def _config(options: argparse.Namespace) -> Config:
         return load_config(options.config or beside, options.overrides)
     if options.resume is None:
         return load_config(options.config or CONFIGS / "local.yaml", options.overrides)
-    from perm_ray.runs.checkpoint import checkpoint_of
-
     path, _ = checkpoint_of(options.resume)
     file = path / "config.yaml"
     if not file.is_file():

@@ -171,7 +171,5 @@ def test_importing_the_driver_loads_nothing_heavy() -> None:
 
 
 def test_the_command_line_loads_not_even_ray_before_it_has_set_authentication() -> None:
-    modules = loaded(
-        "perm_ray.config.load", "perm_ray.cli.main", "perm_ray.cli.train", "perm_ray.cli.benchmark"
-    )
+    modules = loaded("perm_ray.config.load", "perm_ray.cli.main", "perm_ray.cli.options")
     assert modules.isdisjoint((*HEAVY, "ray", "rich"))

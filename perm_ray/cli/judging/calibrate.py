@@ -7,89 +7,47 @@ the figures; on request fits a map from the judges' scores to people's, and logs
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from perm_ray.cluster.session import authenticate
+from rich.console import Console
+
+from perm_ray.cli.judging.judged import judged
+from perm_ray.cli.judging.tables import confusion_table, dimension_rows, figure_table
+from perm_ray.cli.pages.calibration_page import calibration_page
 from perm_ray.config import CONFIGS
 from perm_ray.config.load import load_config
 from perm_ray.config.schema import Config
 from perm_ray.errors import DataError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from perm_ray.evaluation.calibration.figures import CalibrationReport, Judgments
-    from perm_ray.evaluation.calibration.labelled import LabelledSet
-    from perm_ray.rewards.score_map import ScoreMap
-    from perm_ray.types import Scale
+from perm_ray.evaluation.calibration.agreement import Bootstrap
+from perm_ray.evaluation.calibration.figures import CalibrationReport, Judgments, calibrate, metrics
+from perm_ray.evaluation.calibration.labelled import LabelledSet, check_perspectives
+from perm_ray.evaluation.calibration.labels import read_labels
+from perm_ray.evaluation.calibration.score_fit import fit_score_maps
+from perm_ray.files import write_json_atomic, write_jsonl_atomic, write_text_atomic
+from perm_ray.judges.startup import build_perspectives
+from perm_ray.rewards.score_map import ScoreMap, score_maps_document
+from perm_ray.tracking.mlflow_report import log_report
+from perm_ray.tracking.samples import judgment_row
+from perm_ray.types import Scale
 
 _WORTH = 0.98  # of the plain mean's error: a map that stays above it is not worth using
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options of `perm-ray judge calibrate`."""
-    parser = argparse.ArgumentParser(
-        prog="perm-ray judge calibrate",
-        description="Do the judges agree with people, and as well as people among themselves?",
-    )
-    add = parser.add_argument
-    add("--config", type=Path, default=None, help="YAML file (default: configs/local.yaml)", metavar="FILE")
-    add("--data", type=Path, required=True, help="rated replies: a file or a folder", metavar="PATH")
-    add("--format", choices=("jsonl", "epitome", "lend-an-ear"), default="jsonl", help="default: jsonl")
-    add(
-        "--map",
-        action="append",
-        default=[],
-        help="hold a dimension against a perspective; -p turns it over, none leaves it out",
-        metavar="DIMENSION=PERSPECTIVE",
-    )
-    add(
-        "--scale",
-        action="append",
-        default=[],
-        help="lowest and highest rating, for JSONL rows without",
-        metavar="DIMENSION=LOW:HIGH",
-    )
-    add("--limit", type=int, default=None, help="only the first N replies", metavar="N")
-    add("--out", type=Path, default=Path("calibration"), help="default: calibration", metavar="DIR")
-    add("--fit-map", type=Path, default=None, help="write a map for rewards.score_map", metavar="FILE")
-    add("--mlflow", action="store_true", help="log the report to tracking.mlflow_uri")
-    add("overrides", nargs="*", help="configuration values", metavar="a.b=c")
-    return parser
-
-
-def run(arguments: Sequence[str]) -> int:
-    """Returns the exit code; raises `PermRayError`s for `cli.py` to print."""
-    options = parser().parse_intermixed_args(arguments)
+def run(options: argparse.Namespace) -> int:
+    """Judge the rated replies, write the report and print its figures."""
     config = load_config(options.config or CONFIGS / "local.yaml", options.overrides)
     labelled = _read(options, config)
-    authenticate(config.ray.address)
-    from rich.console import Console
-    from rich.progress import track
-
-    from perm_ray.cli.judging.judges_up import judges_up
-    from perm_ray.evaluation.calibration.agreement import Bootstrap
-    from perm_ray.evaluation.calibration.figures import calibrate
-    from perm_ray.evaluation.calibration.score_fit import fit_score_maps
-    from perm_ray.files import write_json_atomic
-    from perm_ray.rewards.score_map import score_maps_document
-
     console = Console()
     config = only_needed(config, {d.perspective for d in labelled.dimensions if d.perspective})
-    items = [each.item for each in labelled.items]
-    with judges_up(config) as judges:
-        judged = track(judges.judge(items), "judging", total=len(items), console=console, transient=True)
-        judgments = {item.item_id: by_perspective for item, by_perspective in judged}
-        scales = {name: perspective.scale for name, perspective in judges.perspectives.items()}
+    with judged(config, [each.item for each in labelled.items], console) as judgments_of:
+        judgments = {item.item_id: by_perspective for item, by_perspective in judgments_of}
+    scales = {name: each.scale for name, each in build_perspectives(config.judges).items()}
     modes = {name: pool.scoring.mode for name, pool in config.judges.pools.items()}
     report = calibrate(labelled, judgments, scales, modes, Bootstrap(seed=config.run.seed))
     write_report(options.out, report, judgments, {})
     show(report, console)
-    score_maps: Mapping[str, ScoreMap] = {}
     if options.fit_map is not None:
         score_maps = fit_score_maps(labelled, judgments, report, scales, config.run.seed)
         write_json_atomic(options.fit_map, score_maps_document(score_maps))
@@ -102,10 +60,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _read(options: argparse.Namespace, config: Config) -> LabelledSet:
-    """The rated replies, with everything checked that can be before judges start."""
-    from perm_ray.evaluation.calibration.labelled import check_perspectives
-    from perm_ray.evaluation.calibration.labels import read_labels
-
+    """Read the rated replies and check everything that can be checked before judges start."""
     if options.limit is not None and options.limit < 1:
         raise DataError(f"--limit must be 1 or more, found {options.limit}.")
     labelled = read_labels(
@@ -128,8 +83,6 @@ def assignments(texts: Sequence[str], option: str) -> dict[str, str]:
 
 def scales_of(texts: Sequence[str]) -> dict[str, Scale]:
     """`dimension=1:5` texts as scales. Raises `DataError` for one that is none."""
-    from perm_ray.types import Scale
-
     scales = {}
     for name, value in assignments(texts, "--scale").items():
         low, _, high = value.partition(":")
@@ -149,11 +102,6 @@ def write_report(
     folder: Path, report: CalibrationReport, judgments: Judgments, score_maps: Mapping[str, ScoreMap]
 ) -> None:
     """`calibration.json`, `calibration.html` and `judgments.jsonl`."""
-    from perm_ray.cli.pages.calibration_page import calibration_page
-    from perm_ray.files import write_json_atomic, write_jsonl_atomic, write_text_atomic
-    from perm_ray.rewards.score_map import score_maps_document
-    from perm_ray.tracking.samples import judgment_row
-
     rows = [
         {"id": name, "judgments": {p: judgment_row(judgment) for p, judgment in by_perspective.items()}}
         for name, by_perspective in judgments.items()
@@ -166,8 +114,6 @@ def write_report(
 
 def show(report: CalibrationReport, console: Console) -> None:
     """Print each dimension's figures, confusion matrix and what became of its judgments."""
-    from perm_ray.cli.judging.tables import confusion_table, dimension_rows, figure_table
-
     for entry in report.dimensions:
         dimension = entry.dimension
         title = f"{dimension.name}: {dimension.perspective or 'no perspective'}, {entry.n} rated replies"
@@ -197,9 +143,6 @@ def show_maps(score_maps: Mapping[str, ScoreMap], file: Path, console: Console) 
 
 
 def _log(options: argparse.Namespace, config: Config, report: CalibrationReport, console: Console) -> None:
-    from perm_ray.evaluation.calibration.figures import metrics
-    from perm_ray.tracking.mlflow_report import log_report
-
     files = [options.out / name for name in ("calibration.json", "calibration.html", "judgments.jsonl")]
     params = {f"judges.{name}": f"{judge.model}, {judge.mode}" for name, judge in report.judges.items()}
     uri = log_report(
@@ -211,9 +154,3 @@ def _log(options: argparse.Namespace, config: Config, report: CalibrationReport,
         [*files, *([options.fit_map] if options.fit_map else [])],
     )
     console.print(f"MLflow: {uri}", markup=False, soft_wrap=True)
-
-
-if __name__ == "__main__":
-    from perm_ray.cli.main import run_verb
-
-    sys.exit(run_verb("judge", ["calibrate", *sys.argv[1:]]))

@@ -6,48 +6,22 @@ Reads two files of `perm-ray judge score` over the same items; asks no judge.
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING
 
+from rich.console import Console
+
+from perm_ray.cli.judging.tables import confusion_table, figure_table, print_item
 from perm_ray.errors import DataError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from perm_ray.evaluation.calibration.comparison import ComparisonReport
-
-
-def parser() -> argparse.ArgumentParser:
-    """The options of `perm-ray judge compare`."""
-    parser = argparse.ArgumentParser(
-        prog="perm-ray judge compare",
-        description="Do two judges, or two rubrics, agree with each other? Takes two files of judge score.",
-    )
-    parser.add_argument("first", type=Path, metavar="A.jsonl")
-    parser.add_argument("second", type=Path, metavar="B.jsonl")
-    parser.add_argument("--json", type=Path, default=None, help="write the report here", metavar="FILE")
-    parser.add_argument(
-        "--show", type=int, default=5, help="items they disagree on most (default: 5)", metavar="N"
-    )
-    parser.add_argument("--seed", type=int, default=42, help="of the intervals (default: 42)")
-    return parser
+from perm_ray.evaluation.calibration.agreement import Bootstrap
+from perm_ray.evaluation.calibration.comparison import ComparisonReport, compare_scored
+from perm_ray.evaluation.scored import read_scored
+from perm_ray.files import write_json_atomic
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Returns the exit code; raises `PermRayError`s for `cli.py` to print."""
-    options = parser().parse_args(arguments)
+def run(options: argparse.Namespace) -> int:
+    """Compare the two files and print the figures."""
     if options.show < 0:
         raise DataError(f"--show must be 0 or more, found {options.show}.")
-    from rich.console import Console
-
-    from perm_ray.evaluation.calibration.agreement import Bootstrap
-    from perm_ray.evaluation.calibration.comparison import compare_scored
-    from perm_ray.evaluation.scored import read_scored
-    from perm_ray.files import write_json_atomic
-
     first, second = read_scored(options.first), read_scored(options.second)
     report = compare_scored(first, second, Bootstrap(seed=options.seed), options.show)
     if options.json is not None:
@@ -58,8 +32,6 @@ def run(arguments: Sequence[str]) -> int:
 
 def show(report: ComparisonReport, names: tuple[str, str], console: Console) -> None:
     """Print the figures, each perspective's confusion matrix and the items to read."""
-    from perm_ray.cli.judging.tables import confusion_table, figure_table, print_item
-
     rows = {name: pair.figures for name, pair in report.perspectives.items()}
     console.print(figure_table(f"{names[0]} and {names[1]}", rows | {"reward": report.rewards}))
     missing = [
@@ -81,9 +53,3 @@ def show(report: ComparisonReport, names: tuple[str, str], console: Console) -> 
         for side, reason in zip(names, contrast.reasons, strict=True):
             if reason:
                 console.print(f"  {side}: {reason}", markup=False, highlight=False)
-
-
-if __name__ == "__main__":
-    from perm_ray.cli.main import run_verb
-
-    sys.exit(run_verb("judge", ["compare", *sys.argv[1:]]))

@@ -7,69 +7,33 @@ perspective, how many pairs of texts were put in the right order and what the wo
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from perm_ray.cluster.session import authenticate
+from rich.console import Console
+from rich.table import Table
+
+from perm_ray.cli.judging.judged import judged
 from perm_ray.config import CONFIGS
 from perm_ray.config.load import load_config
 from perm_ray.errors import DataError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
-    from perm_ray.evaluation.probes.probe_report import Outcome, ProbeReport
-    from perm_ray.evaluation.probes.probe_set import Probe
-    from perm_ray.types import Sections
+from perm_ray.evaluation.probes.probe_report import Outcome, ProbeReport, probe_report
+from perm_ray.evaluation.probes.probe_set import BUILTIN_PROBES, Probe, load_probes, probe_items
+from perm_ray.files import write_json_atomic
+from perm_ray.judges.startup import build_perspectives
+from perm_ray.types import Sections
 
 SHOWN_FAILURES = 10
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options of `perm-ray judge probe`."""
-    parser = argparse.ArgumentParser(
-        prog="perm-ray judge probe",
-        description="Do the judges withstand attacks, and order what is plain to order?",
-    )
-    parser.add_argument(
-        "--config", type=Path, default=None, help="YAML file (default: configs/local.yaml)", metavar="FILE"
-    )
-    parser.add_argument("--json", type=Path, default=None, help="write all outcomes here", metavar="FILE")
-    parser.add_argument("--kinds", default=None, help="only these kinds of probes", metavar="A,B")
-    parser.add_argument(
-        "--probes", type=Path, default=None, help="folder with probes of your own", metavar="DIR"
-    )
-    parser.add_argument("--verbose", action="store_true", help="show the worst failures with their texts")
-    parser.add_argument("overrides", nargs="*", help="configuration values", metavar="a.b=c")
-    return parser
-
-
-def run(arguments: Sequence[str]) -> int:
-    """Returns the exit code; raises `PermRayError`s for `cli.py` to print."""
-    options = parser().parse_intermixed_args(arguments)
+def run(options: argparse.Namespace) -> int:
+    """Judge every probe and print what became of it."""
     config = load_config(options.config or CONFIGS / "local.yaml", options.overrides)
-    from perm_ray.evaluation.probes.probe_set import BUILTIN_PROBES, load_probes
-
     probes = chosen(load_probes(options.probes or BUILTIN_PROBES), options.kinds)
-    authenticate(config.ray.address)
-    from rich.console import Console
-    from rich.progress import track
-
-    from perm_ray.cli.judging.judges_up import judges_up
-    from perm_ray.evaluation.probes.probe_report import probe_report
-    from perm_ray.evaluation.probes.probe_set import probe_items
-    from perm_ray.files import write_json_atomic
-
     console = Console()
-    items = probe_items(probes)
-    with judges_up(config) as judges:
-        judged = track(judges.judge(items), "judging", total=len(items), console=console, transient=True)
-        judgments = {item.item_id: by_perspective for item, by_perspective in judged}
-        report = probe_report(probes, judgments, judges.perspectives)
+    with judged(config, probe_items(probes), console) as judgments_of:
+        judgments = {item.item_id: by_perspective for item, by_perspective in judgments_of}
+    report = probe_report(probes, judgments, build_perspectives(config.judges))
     if options.json is not None:
         write_json_atomic(options.json, report.as_dict())
     show(report, console, verbose=options.verbose)
@@ -107,8 +71,6 @@ def show(report: ProbeReport, console: Console, verbose: bool = False) -> None:
 
 def _table(report: ProbeReport) -> Table:
     """One row a kind, one column a perspective: passed of judged, and what the worse texts were given."""
-    from rich.table import Table
-
     table = Table(
         title="Passed of judged, and the share of the scale that the worse texts were given",
         title_justify="left",
@@ -160,9 +122,3 @@ def _failure(outcome: Outcome) -> str:
 def _text(sections: Sections) -> str:
     text = sections.analysis if sections.response is None else sections.response
     return (text or "").strip().replace("\n", "\n          ") or "(empty)"
-
-
-if __name__ == "__main__":
-    from perm_ray.cli.main import run_verb
-
-    sys.exit(run_verb("judge", ["probe", *sys.argv[1:]]))

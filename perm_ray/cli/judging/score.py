@@ -9,90 +9,56 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from perm_ray.cluster.session import authenticate
+from rich.console import Console
+from rich.table import Table
+
+from perm_ray.cli.judging.judged import judged
 from perm_ray.config import CONFIGS
 from perm_ray.config.load import load_config
 from perm_ray.config.training import RewardConfig
+from perm_ray.data.items import read_items
 from perm_ray.errors import DataError, JudgeFailureRateError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from perm_ray.evaluation.scored import Setup
-    from perm_ray.judges.perspective import Perspective
-    from perm_ray.rewards.score_map import ScoreMap
-    from perm_ray.types import JudgeItem, Judgment
+from perm_ray.evaluation.scored import Setup, append_row, item_fields, read_scored, resume, setup_of
+from perm_ray.files import json_line
+from perm_ray.judges.perspective import Perspective
+from perm_ray.judges.startup import build_perspectives
+from perm_ray.rewards.reward import check_perspectives, reward_of_asked
+from perm_ray.rewards.score_map import ScoreMap, score_maps_for
+from perm_ray.tracking.samples import judgment_row
+from perm_ray.types import JudgeItem, Judgment
 
 MAX_FAILED_IN_A_ROW = 64
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options of `perm-ray judge score`."""
-    parser = argparse.ArgumentParser(
-        prog="perm-ray judge score",
-        description="Score every line of a file: PERM as a reward model. Run again to go on.",
-    )
-    parser.add_argument(
-        "--config", type=Path, default=None, help="YAML file (default: configs/local.yaml)", metavar="FILE"
-    )
-    parser.add_argument(
-        "input",
-        type=Path,
-        help="JSONL with persona, scenario, query, response and perhaps analysis",
-        metavar="IN.jsonl",
-    )
-    parser.add_argument("output", type=Path, help="appended to, one row an item", metavar="OUT.jsonl")
-    parser.add_argument("--again", action="store_true", help="judge items once more that have no reward yet")
-    parser.add_argument("overrides", nargs="*", help="configuration values", metavar="a.b=c")
-    return parser
-
-
-def run(arguments: Sequence[str]) -> int:
-    """Returns the exit code; raises `PermRayError`s for `cli.py` to print."""
-    options = parser().parse_intermixed_args(arguments)
+def run(options: argparse.Namespace) -> int:
+    """Score the items that have no row yet; 1 when none of them got a score."""
     config = load_config(options.config or CONFIGS / "local.yaml", options.overrides)
-    from perm_ray.data.items import read_items
-
     check_paths(options.input, options.output)
     items = read_items(options.input)
-    authenticate(config.ray.address)
-    from rich.console import Console
-    from rich.progress import track
-
-    from perm_ray.cli.judging.judges_up import judges_up
-    from perm_ray.evaluation.scored import append_row, resume, setup_of
-    from perm_ray.files import json_line
-    from perm_ray.judges.startup import build_perspectives
-    from perm_ray.rewards.reward import check_perspectives
-    from perm_ray.rewards.score_map import score_maps_for
-
     console = Console()
     perspectives = build_perspectives(config.judges)
     check_perspectives(perspectives, config.rewards)
-    languages = [item.scenario.language for item in items]
-    score_maps = score_maps_for(config, perspectives, languages)
+    score_maps = score_maps_for(config, perspectives, [item.scenario.language for item in items])
     setup = setup_of(config, perspectives, score_maps)
     done = resume(options.output, items, setup, options.again)
     remaining = [item for item in items if item.item_id not in done]
     if done:
         console.print(f"{len(items) - len(remaining)} of {len(items)} are there already.")
-    judged_nothing = False
+    judged_nothing = bool(remaining)
     if remaining:
-        with judges_up(config) as judges:
-            judged = track(judges.judge(remaining), "judging", len(remaining), console=console)
-            outage, judged_nothing = Outage(), True
-            for item, judgments in judged:
+        outage = Outage()
+        with judged(config, remaining, console) as judgments_of:
+            for item, judgments in judgments_of:
                 row = scored_row(item, judgments, perspectives, config.rewards, score_maps, setup)
                 append_row(options.output, json_line(row))
                 outage.watch(judgments)
                 judged_nothing &= all(j.score is None for j in judgments.values())
     show(options.output, console)
-    if remaining and judged_nothing:
+    if judged_nothing:
         print("perm-ray judge score: no text got a score; the reasons are in the file.", file=sys.stderr)
         return 1
     return 0
@@ -133,10 +99,6 @@ def scored_row(
     setup: Setup,
 ) -> dict[str, object]:
     """The row of one item: its texts, every judgment, the reward and the perspectives that entered it."""
-    from perm_ray.evaluation.scored import item_fields
-    from perm_ray.rewards.reward import reward_of_asked
-    from perm_ray.tracking.samples import judgment_row
-
     reward, masked_because, asked = reward_of_asked(judgments, perspectives, rewards, score_maps)
     scales = {name: [each.scale.low, each.scale.high] for name, each in perspectives.items()}
     return {
@@ -151,10 +113,6 @@ def scored_row(
 
 def show(output: Path, console: Console) -> None:
     """Print what is in the file now: means, and how many rows have no score."""
-    from rich.table import Table
-
-    from perm_ray.evaluation.scored import read_scored
-
     rows = read_scored(output)
     scores: dict[str, list[float | None]] = {"reward": [row.reward for row in rows]}
     for name in dict.fromkeys(name for row in rows for name in row.scores):
@@ -170,9 +128,3 @@ def show(output: Path, console: Console) -> None:
     entered = Counter(row.perspectives for row in rows)
     for names, count in entered.most_common():
         console.print(f"{count} rewards are of {', '.join(names)}.", markup=False, soft_wrap=True)
-
-
-if __name__ == "__main__":
-    from perm_ray.cli.main import run_verb
-
-    sys.exit(run_verb("judge", ["score", *sys.argv[1:]]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -11,10 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from perm_ray.evaluation.calibration.agreement import FIGURES, Confusion, Figure
+from perm_ray.evaluation.calibration.figures import DimensionReport
 from perm_ray.types import JudgeItem
-
-if TYPE_CHECKING:
-    from perm_ray.evaluation.calibration.figures import DimensionReport
 
 _SHOWN_CHARS = 400
 

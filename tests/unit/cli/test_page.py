@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from perm_ray.cli import report as verb
-from perm_ray.cli.main import main
+from perm_ray.cli.main import call, main
 from perm_ray.cli.pages.page import number, report_page, signed
 from perm_ray.cli.pages.run_data import read_run
 from perm_ray.tracking.samples import parse_row
@@ -199,10 +198,10 @@ def test_the_script_never_reads_html_and_the_page_has_no_style_attributes(page: 
 def test_the_verb_writes_beside_the_run_and_prints_where(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert verb.run([str(run)]) == 0
+    assert call("report", [str(run)]) == 0
     assert capsys.readouterr().out == f"{run / 'report.html'}\n"
     assert (run / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
-    assert verb.run([str(run), "--out", str(tmp_path / "new/page.html")]) == 0
+    assert call("report", [str(run), "--out", str(tmp_path / "new/page.html")]) == 0
     assert (tmp_path / "new/page.html").read_bytes() == (run / "report.html").read_bytes()
 
 

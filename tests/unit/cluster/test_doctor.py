@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from perm_ray.cli import doctor
+from perm_ray.cli.main import call
 from perm_ray.cluster.doctor.finding import Level
 from perm_ray.cluster.doctor.machine import Listener, check_exposure, check_machine, check_token_file
 from perm_ray.cluster.doctor.services import check_cluster, check_services
@@ -137,7 +137,7 @@ def test_the_command_prints_findings_and_writes_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "findings.json"
-    code = doctor.run(["--json", str(file), f"run.dir={tmp_path}", "policy.model=nobody/has-this-model"])
+    code = call("doctor", ["--json", str(file), f"run.dir={tmp_path}", "policy.model=nobody/has-this-model"])
     assert code == 1
     printed = capsys.readouterr().out
     assert "problem  model of policy" in printed
@@ -154,8 +154,8 @@ def test_the_token_file_matters_only_when_the_environment_has_no_token(
     file.chmod(0o644)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(file))
     monkeypatch.setenv("RAY_AUTH_TOKEN", "another")
-    doctor.run([f"run.dir={tmp_path}"])
+    call("doctor", [f"run.dir={tmp_path}"])
     assert str(file) not in capsys.readouterr().out
     monkeypatch.delenv("RAY_AUTH_TOKEN")
-    assert doctor.run([f"run.dir={tmp_path}"]) == 1
+    assert call("doctor", [f"run.dir={tmp_path}"]) == 1
     assert f"chmod 600 {file}" in capsys.readouterr().out

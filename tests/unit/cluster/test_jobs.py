@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from perm_ray.cli import submit
+from perm_ray.cli.main import call
 from perm_ray.cluster.jobs import package
 from perm_ray.cluster.jobs.client import Job, explain
 from perm_ray.config.load import load_config
@@ -146,4 +146,4 @@ def test_what_a_job_cannot_do_is_said_before_anything_is_sent(
     file = tmp_path / "a.yaml"
     file.write_text("run: {steps: 1}")
     with pytest.raises(ConfigError, match=words):
-        submit.run(["--config", str(file), *overrides])
+        call("submit", ["--config", str(file), *overrides])

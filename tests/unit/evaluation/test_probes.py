@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from perm_ray.cli.judging.probe import chosen, parser, show
+from perm_ray.cli.judging.probe import chosen, show
+from perm_ray.cli.options import parser_of
 from perm_ray.config.records import ProbeConfig
 from perm_ray.errors import ConfigError, DataError
 from perm_ray.evaluation.probes.probe_report import (
@@ -413,5 +414,5 @@ def test_kinds_can_be_chosen_and_a_wrong_one_is_refused() -> None:
 
 
 def test_the_options() -> None:
-    options = parser().parse_intermixed_args(["--kinds", "empty", "run.seed=1", "--verbose"])
+    options = parser_of("judge probe").parse_intermixed_args(["--kinds", "empty", "run.seed=1", "--verbose"])
     assert (options.kinds, options.overrides, options.verbose) == ("empty", ["run.seed=1"], True)

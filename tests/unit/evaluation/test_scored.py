@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from perm_ray.cli.judging import compare
 from perm_ray.cli.judging.score import MAX_FAILED_IN_A_ROW, Outage, check_paths, scored_row, show
+from perm_ray.cli.main import call
 from perm_ray.config.judges import JudgePoolConfig, ScoringConfig
 from perm_ray.config.schema import Config
 from perm_ray.config.training import RewardConfig
@@ -274,11 +274,12 @@ def test_files_that_cannot_be_compared(tmp_path: Path) -> None:
 def test_the_verb_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a = scored(tmp_path, "a.jsonl", {f"i{n}": 1.0 + n % 4 for n in range(8)})
     b = scored(tmp_path, "b.jsonl", {f"i{n}": 1.0 + n % 3 for n in range(8)})
-    assert compare.run([str(a), str(b), "--json", str(tmp_path / "report.json"), "--show", "1"]) == 0
+    files = [str(a), str(b)]
+    assert call("judge compare", [*files, "--json", str(tmp_path / "report.json"), "--show", "1"]) == 0
     text = capsys.readouterr().out
     assert "8 items are in both" in text
     assert "expression: 4.00 and 1.00" in text
     document = json.loads((tmp_path / "report.json").read_text())
     assert document["perspectives"]["expression"]["n"] == 8
     with pytest.raises(DataError, match="--show must be 0 or more"):
-        compare.run([str(a), str(b), "--show", "-1"])
+        call("judge compare", [str(a), str(b), "--show", "-1"])

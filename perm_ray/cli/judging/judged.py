@@ -1,18 +1,24 @@
-"""Judges for the verbs of `perm-ray judge`: started, and ended by a signal as well."""
+"""Have the items of a `perm-ray judge` verb judged."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import track
 
 from perm_ray.config.schema import Config
 from perm_ray.judges.startup import Judges
 from perm_ray.runs.signals import StopSignals
+from perm_ray.types import JudgeItem, Judgment
 
 
 @contextmanager
-def judges_up(config: Config) -> Iterator[Judges]:
-    """Start the judges of `config`, and end them on the way out.
+def judged(
+    config: Config, items: Sequence[JudgeItem], console: Console
+) -> Iterator[Iterable[tuple[JudgeItem, Mapping[str, Judgment]]]]:
+    """Start the judges, give each item with its judgments as it is judged, and end the judges.
 
     Raises:
         Interrupted: A signal asked the process to stop, in the block as well.
@@ -21,7 +27,7 @@ def judges_up(config: Config) -> Iterator[Judges]:
         try:
             with Judges(config) as judges:
                 stop.reinstall()
-                yield judges
+                yield track(judges.judge(items), "judging", len(items), console=console, transient=True)
         except SystemError:  # Ray raises it when a signal's exception comes while it waits
             stop.check()
             raise

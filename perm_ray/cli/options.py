@@ -1,0 +1,204 @@
+"""Declare the verbs of `perm-ray` and their options.
+
+Nothing heavy is imported here: `--help` must answer at once, and what is given is parsed before anything
+is loaded that could run it.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+BENCHMARKS = ("loop", "rollout", "judging", "learning", "checkpoint", "trainer", "operations")
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """One verb: the function that runs it (below `perm_ray.cli`), a line of help, its options."""
+
+    target: str
+    says: str
+    add_options: Callable[[ArgumentParser], None]
+
+
+def parser_of(name: str) -> ArgumentParser:
+    """Return the parser of a verb of `VERBS`."""
+    verb = VERBS[name]
+    description = verb.says[0].upper() + verb.says[1:] + ("" if verb.says.endswith("?") else ".")
+    parser = ArgumentParser(prog=f"perm-ray {name}", description=description)
+    verb.add_options(parser)
+    return parser
+
+
+def _file(parser: ArgumentParser, name: str, says: str, metavar: str = "FILE") -> None:
+    parser.add_argument(name, type=Path, default=None, help=says, metavar=metavar)
+
+
+def _config(parser: ArgumentParser, default: str = "configs/local.yaml") -> None:
+    _file(parser, "--config", f"YAML file (default: {default})")
+    _overrides(parser)
+
+
+def _overrides(parser: ArgumentParser) -> None:
+    says = "configuration values, such as run.steps=20"
+    parser.add_argument("overrides", nargs="*", help=says, metavar="a.b=c")
+
+
+def _address(parser: ArgumentParser) -> None:
+    says = f"the head node's dashboard (default: RAY_API_SERVER_ADDRESS, or {DEFAULT_ADDRESS})"
+    parser.add_argument("--address", default=None, help=says, metavar="URL")
+
+
+def _train(parser: ArgumentParser) -> None:
+    _config(parser)
+    says = "go on from a run's last checkpoint, or from the one whose folder is given"
+    _file(parser, "--resume", says, "RUN_DIR")
+    _file(parser, "--replay", "run a failed step's training alone")
+    says = "check everything, print what would be run, start nothing"
+    parser.add_argument("--dry-run", action="store_true", help=says)
+
+
+def _plan(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    _file(parser, "--config", "the same as CONFIG")
+    says = "of one GPU (default: 80; MiB / 1024 of nvidia-smi; a GB is 2^30 bytes)"
+    add("--gpu-memory", type=float, default=80.0, help=says, metavar="GB")
+    add("--gpus-per-node", type=int, default=8, help="GPUs of one node (default: 8)", metavar="N")
+    says = "host memory of all nodes together (default: this machine's without GPUs, else not checked)"
+    add("--host-memory", type=float, default=None, help=says, metavar="GB")
+    _file(parser, "--json", "also write the figures here")
+    says = "YAML file (default: configs/local.yaml), and values such as trainer.zero_stage=3"
+    add("arguments", nargs="*", help=says, metavar="CONFIG | a.b=c")
+
+
+def _score(parser: ArgumentParser) -> None:
+    says = "JSONL with persona, scenario, query, response and perhaps analysis"
+    parser.add_argument("input", type=Path, help=says, metavar="IN.jsonl")
+    parser.add_argument("output", type=Path, help="appended to, one row an item", metavar="OUT.jsonl")
+    parser.add_argument("--again", action="store_true", help="judge items once more that have no reward yet")
+    _config(parser)
+
+
+def _probe(parser: ArgumentParser) -> None:
+    _config(parser)
+    _file(parser, "--json", "write all outcomes here")
+    parser.add_argument("--kinds", default=None, help="only these kinds of probes", metavar="A,B")
+    _file(parser, "--probes", "folder with probes of your own", "DIR")
+    parser.add_argument("--verbose", action="store_true", help="show the worst failures with their texts")
+
+
+def _calibrate(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    _config(parser)
+    add("--data", type=Path, required=True, help="rated replies: a file or a folder", metavar="PATH")
+    add("--format", choices=("jsonl", "epitome", "lend-an-ear"), default="jsonl", help="default: jsonl")
+    says = "hold a dimension against a perspective; -p turns it over, none leaves it out"
+    add("--map", action="append", default=[], help=says, metavar="DIMENSION=PERSPECTIVE")
+    says = "lowest and highest rating, for JSONL rows without"
+    add("--scale", action="append", default=[], help=says, metavar="DIMENSION=LOW:HIGH")
+    add("--limit", type=int, default=None, help="only the first N replies", metavar="N")
+    add("--out", type=Path, default=Path("calibration"), help="default: calibration", metavar="DIR")
+    _file(parser, "--fit-map", "write a map for rewards.score_map")
+    add("--mlflow", action="store_true", help="log the report to tracking.mlflow_uri")
+
+
+def _compare(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("first", type=Path, help="of perm-ray judge score", metavar="A.jsonl")
+    add("second", type=Path, help="of perm-ray judge score", metavar="B.jsonl")
+    _file(parser, "--json", "write the report here")
+    add("--show", type=int, default=5, help="items they disagree on most (default: 5)", metavar="N")
+    add("--seed", type=int, default=42, help="of the intervals (default: 42)")
+
+
+def _submit(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    _address(parser)
+    add("--config", type=Path, required=True, help="YAML file", metavar="FILE")
+    says = "go on with this run (its directory, as the cluster sees it)"
+    add("--resume", default=None, help=says, metavar="RUN_DIR")
+    says = "environment variable of yours that the run needs, by name (its value is not shown anywhere)"
+    add("--env", action="append", default=[], help=says, metavar="NAME")
+    add("--installed", action="store_true", help="use the perm_ray that the cluster has, send no code")
+    says = "submit although the cluster has too few yet"
+    add("--wait-for-resources", action="store_true", help=says)
+    add("--follow", action="store_true", help="print the job's output until it ends")
+    _overrides(parser)
+
+
+def _status(parser: ArgumentParser) -> None:
+    _address(parser)
+    says = "name of a run; without it: all runs"
+    parser.add_argument("run", nargs="?", default=None, help=says, metavar="RUN")
+
+
+def _logs(parser: ArgumentParser) -> None:
+    _address(parser)
+    parser.add_argument("--follow", "-f", action="store_true", help="go on until it ends")
+    parser.add_argument("run", help="name of the run", metavar="RUN")
+
+
+def _stop(parser: ArgumentParser) -> None:
+    _address(parser)
+    parser.add_argument("--no-wait", action="store_true", help="do not wait until it has ended")
+    parser.add_argument("run", help="name of the run", metavar="RUN")
+
+
+def _doctor(parser: ArgumentParser) -> None:
+    _address(parser)
+    _file(parser, "--json", "write the findings here")
+    _config(parser)
+
+
+def _report(parser: ArgumentParser) -> None:
+    parser.add_argument("run_directory", type=Path, metavar="RUN_DIR", help="such as runs/<name>")
+    _file(parser, "--out", "the page (default: RUN_DIR/report.html)")
+    parser.add_argument("--open", action="store_true", help="open it in the browser")
+
+
+def _pull(parser: ArgumentParser) -> None:
+    says = "a run directory, or an MLflow run id (with --uri)"
+    parser.add_argument("run", help=says, metavar="RUN")
+    _file(parser, "--out", "default: human_feedback.jsonl in the run directory, or here")
+    parser.add_argument("--uri", default=None, help="where MLflow is; default: where the run was tracked")
+
+
+def _benchmark(parser: ArgumentParser) -> None:
+    parser.add_argument("name", choices=BENCHMARKS)
+    _file(parser, "--json", "write the figures here")
+    _config(parser, "the benchmark's own")
+
+
+VERBS = {
+    "train": Verb("train.run", "train a policy with PERM's reward: sample, judge, update, sync", _train),
+    "plan": Verb("plan.run", "compute the memory that each role of a configuration takes", _plan),
+    "judge score": Verb(
+        "judging.score.run", "score every line of a file: PERM as a reward model; run again to go on", _score
+    ),
+    "judge probe": Verb(
+        "judging.probe.run", "do the judges withstand attacks, and order what is plain to order?", _probe
+    ),
+    "judge calibrate": Verb(
+        "judging.calibrate.run",
+        "do the judges agree with people, and as well as people among themselves?",
+        _calibrate,
+    ),
+    "judge compare": Verb(
+        "judging.compare.run", "do two judges, or two rubrics, agree with each other?", _compare
+    ),
+    "submit": Verb("submit.run", "run perm-ray train as a job of a Ray cluster", _submit),
+    "status": Verb("jobs.status", "list the runs of a Ray cluster, or show one of them", _status),
+    "logs": Verb("jobs.logs", "print the output of a run in a Ray cluster", _logs),
+    "stop": Verb("jobs.stop", "checkpoint a run in a Ray cluster and end it", _stop),
+    "doctor": Verb("doctor.run", "look at the machine, the cluster and the services, with remedies", _doctor),
+    "report": Verb(
+        "report.run", "make a run one HTML page: its figures, and every rollout with its judgments", _report
+    ),
+    "feedback pull": Verb(
+        "feedback.run", "write what people said in MLflow as rated replies for judge calibrate", _pull
+    ),
+    "benchmark": Verb("benchmark.run", "measure on this machine", _benchmark),
+}
