@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import secrets
+import sys
 import tempfile
 from collections.abc import Sequence
 
@@ -18,18 +19,20 @@ MAX_TMPDIR_BYTES = 39
 
 
 def authenticate(address: str | None) -> None:
-    """Turn Ray's token authentication on, before `ray.init`, which reads it then.
+    """Turn Ray's token authentication on; to be called before `ray.init`.
 
     A private cluster (`address` None) gets a token of its own that nobody else knows, and its processes
     listen on loopback only. For an existing one the user's token applies, and `RAY_AUTH_MODE` when set.
     """
     if address is not None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
-        return
-    if os.environ.get("RAY_AUTH_MODE") != "token" or "RAY_AUTH_TOKEN" not in os.environ:
-        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
-    # Ray takes the machine's outward address, even when told otherwise, unless there can be no other node.
-    os.environ.update(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", GLOO_SOCKET_IFNAME="lo")
+    else:
+        if os.environ.get("RAY_AUTH_MODE") != "token" or "RAY_AUTH_TOKEN" not in os.environ:
+            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+        # Ray takes the machine's outward address, even when told otherwise, unless there can be no other.
+        os.environ.update(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", GLOO_SOCKET_IFNAME="lo")
+    if "ray" in sys.modules:  # it has read the mode when it was imported, and does so again
+        sys.modules["ray"]._raylet.Config.initialize("")
 
 
 def start_ray(config: RayConfig, rows: Sequence[Demand]) -> None:

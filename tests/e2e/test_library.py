@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ from tests.support.tiny_run import tiny_run
 
 ROOT = Path(__file__).parents[2]
 
-# Ray is imported first, and the program is not in the main thread: neither may matter.
+# Ray is imported first, before anybody has set its authentication, and the program is not in the main thread:
+# neither may matter.
 PROGRAM = """
 import sys
 import threading
@@ -64,6 +66,7 @@ def test_judges_and_training_from_python(tiny_model: Path, tmp_path: Path) -> No
         timeout=400,
         cwd=ROOT,
         check=False,
+        env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
     )
     lines = [line.split() for line in done.stdout.splitlines()]
     (scored,) = [line for line in lines if line[:1] == ["score"]]
