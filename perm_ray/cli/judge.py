@@ -10,6 +10,7 @@ VERBS = {
     "score": "score every line of a file: PERM as a reward model",
     "probe": "do the judges withstand attacks, and order what is plain to order?",
     "calibrate": "do the judges agree with people?",
+    "train": "teach a judge from ratings",
     "compare": "do two judges, or two rubrics, agree with each other?",
 }
 

@@ -14,6 +14,7 @@ from perm_ray.errors import Interrupted, PermRayError, UserError
 
 VERBS = {
     "train": "train a policy with PERM's reward",
+    "finetune": "teach a policy from demonstrations, before it learns from rewards",
     "plan": "what a configuration takes: memory of every GPU, and a step's time",
     "judge": "judge texts without a policy: score, probe, calibrate, compare",
     "submit": "run perm-ray train as a job of a Ray cluster",

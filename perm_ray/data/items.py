@@ -18,7 +18,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from perm_ray.data.prompts import is_empty
@@ -42,6 +43,45 @@ def read_items(path: Path) -> list[JudgeItem]:
     if not items:
         raise DataError(f"{path} has no rows: give a JSONL file with at least one.")
     return items
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Rows to learn from, and which scenarios are only to measure, where the rows say it (`split`).
+
+    `splits` has `train` or `heldout` by scenario id; it is empty when no row says it.
+    """
+
+    items: tuple[JudgeItem, ...]
+    splits: Mapping[str, str]
+
+
+def read_examples(path: Path) -> Examples:
+    """Return the rows of a JSONL file with their splits.
+
+    Raises:
+        DataError: It lists every problem, also a scenario that is in both splits.
+    """
+    problems = Problems()
+    items, splits = [], dict[str, str]()
+    lines: dict[str, int] = {}
+    for row in json_rows(path, problems):
+        item = item_of(row, (*FIELDS, "split"))
+        note_repeated(row, item.item_id, lines)
+        items.append(item)
+        split = row.optional_text("split")
+        if split is None:
+            continue
+        if split not in ("train", "heldout"):
+            row.complain("split", "train or heldout", split)
+        elif splits.setdefault(item.scenario.scenario_id, split) != split:
+            row.complain(
+                "split", f"{splits[item.scenario.scenario_id]}, as earlier rows of this scenario", split
+            )
+    problems.settle(path)
+    if not items:
+        raise DataError(f"{path} has no rows: give a JSONL file with at least one.")
+    return Examples(tuple(items), splits)
 
 
 def item_of(row: Row, fields: Collection[str]) -> JudgeItem:

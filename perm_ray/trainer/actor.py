@@ -37,7 +37,7 @@ class TrainerRank:
         rank: int,
         seed: int,
         total_steps: int,
-        temperature: float,
+        temperature: float | None,
     ) -> None:
         self.rank = rank
         self._config = config
@@ -77,6 +77,10 @@ class TrainerRank:
     def train_step(self, step: int, minibatches: Sequence[RankBatch]) -> StepSums:
         """This rank's share of step `step`; every rank gets as many micro-batches, some maybe empty."""
         return self._learner.step(step, minibatches, self._stop.is_set)
+
+    def evaluate(self, minibatch: RankBatch) -> StepSums:
+        """Compute this rank's share of a loss, without an update."""
+        return self._learner.evaluate(minibatch)
 
     @ray.method(concurrency_group="control")
     def request_stop(self) -> None:

@@ -31,6 +31,8 @@ class TrainSequence:
         advantage: That of the whole sequence, shared by all its trained tokens.
         soft_targets: For supervised objectives, pairs (token id, probability) in the stead of each trained
             token; empty when the tokens themselves are the targets.
+        shared_prompt: Tokens at the beginning that count as the prompt, where it is shorter than all that
+            comes before the first trained token: sequences that begin alike share so much. 0 takes all.
     """
 
     token_ids: tuple[int, ...]
@@ -38,6 +40,7 @@ class TrainSequence:
     logprobs: tuple[float, ...]
     advantage: float
     soft_targets: tuple[tuple[tuple[int, float], ...], ...] = ()
+    shared_prompt: int = 0
 
     def __post_init__(self) -> None:
         trained = sum(self.trained)
@@ -70,8 +73,8 @@ class TrainSequence:
 
     @property
     def prompt_length(self) -> int:
-        """Tokens before the first trained one."""
-        return self.trained.index(True)
+        """Tokens before the first trained one, or the part of them that sequences share."""
+        return self.shared_prompt or self.trained.index(True)
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
@@ -79,7 +82,7 @@ class TrainSequence:
 
     @property
     def continuation_length(self) -> int:
-        """Tokens from the first trained one on, context between trained ones included."""
+        """Tokens after the prompt, context between trained ones included."""
         return len(self.token_ids) - self.prompt_length
 
     @property

@@ -1,0 +1,120 @@
+"""`perm-ray finetune`: teach a policy to answer from demonstrations, before it learns from rewards."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from perm_ray.cli.train import resumed_config
+from perm_ray.cluster.session import authenticate
+from perm_ray.config.load import load_config
+from perm_ray.config.schema import Config
+from perm_ray.errors import Interrupted
+
+if TYPE_CHECKING:
+    from perm_ray.runs.finetune import Examples
+
+
+def parser(verb: str, description: str, data: str) -> argparse.ArgumentParser:
+    """Return the options of `perm-ray finetune`, which `perm-ray judge train` has too."""
+    parser = argparse.ArgumentParser(prog=f"perm-ray {verb}", description=description)
+    parser.add_argument("--data", default=None, help=f"JSONL file (default: {data})", metavar="FILE")
+    parser.add_argument(
+        "--config", type=Path, default=None, help="YAML file (default: configs/finetune.yaml)", metavar="FILE"
+    )
+    parser.add_argument(
+        "--resume", type=Path, default=None, help="go on from a run's last checkpoint", metavar="RUN_DIR"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="check everything, start nothing")
+    parser.add_argument(
+        "overrides", nargs="*", help="configuration values, such as finetune.epochs=2", metavar="a.b=c"
+    )
+    return parser
+
+
+def config_of(options: argparse.Namespace, data: str) -> Config:
+    """Return the configuration that the options ask for; `data` is the default of `--data`."""
+    chosen = [f"finetune.data={options.data}"] if options.data is not None else []
+    if options.resume is not None:
+        return resumed_config(options.resume, options.config, [*chosen, *options.overrides])
+    return load_config(options.config or "finetune", [f"finetune.data={data}", *chosen, *options.overrides])
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Return the exit code; raises `PermRayError`s for `main.py` to print."""
+    options = parser(
+        "finetune",
+        "Teach a policy to answer from demonstrations (persona, scenario, query, analysis, response).",
+        "builtin:demos",
+    ).parse_intermixed_args(arguments)
+    config = config_of(options, "builtin:demos")
+    authenticate(config.ray.address)
+    examples = demonstrations(config)
+    if options.dry_run:
+        print(describe(config, examples), end="")
+        return 0
+    return train_on(config, examples, options.resume, "finetune")
+
+
+def train_on(config: Config, examples: Examples, resume: Path | None, verb: str) -> int:
+    """Train until the end or a signal; returns the exit code."""
+    from perm_ray.runs.finetune import finetune
+    from perm_ray.runs.signals import StopSignals
+
+    with StopSignals() as stop:
+        try:
+            directory = finetune(config, examples, resume, stop)
+        except Interrupted as error:
+            print(f"perm-ray {verb}: {error}", file=sys.stderr)
+            return 128 + (stop.received or 0)
+    print(f"Model:  {directory.path / 'model'}")
+    return 0
+
+
+def demonstrations(config: Config) -> Examples:
+    """Read, check and render the demonstrations. Raises `UserError`s."""
+    from perm_ray.data.graded import read_demonstrations
+    from perm_ray.data.prompts import load_template
+    from perm_ray.files import text_digest
+    from perm_ray.models.chat import ChatRenderer
+    from perm_ray.models.resolve import resolve_model
+    from perm_ray.runs.examples import demonstration_units, heldout_scenarios
+    from perm_ray.runs.finetune import Examples, check_finetune
+
+    check_finetune(config)
+    settings, prompt = config.finetune, config.prompt
+    rows = read_demonstrations(settings.data)
+    scenarios = [item.scenario for item in rows.items]
+    heldout = heldout_scenarios(scenarios, rows.splits, settings.heldout_share, config.run.seed)
+    template = load_template(prompt.template)
+    model = resolve_model(config.policy.model)
+    renderer = ChatRenderer(model, prompt.enable_thinking)
+    units = demonstration_units(
+        rows.items, template, prompt.prefix, renderer, prompt.max_tokens, settings.max_tokens
+    )
+    measured = [scenario.scenario_id in heldout for scenario in scenarios]
+    return Examples(
+        model=model,
+        train=[unit for unit, held in zip(units, measured, strict=True) if not held],
+        heldout=[unit for unit, held in zip(units, measured, strict=True) if held],
+        contents={"demonstrations": text_digest(repr(rows)), "prompt template": template.digest_of_all},
+    )
+
+
+def describe(config: Config, examples: Examples) -> str:
+    """Return what would be run, for `--dry-run`."""
+    from perm_ray.config.load import dump_config
+    from perm_ray.runs.examples import batches_of
+
+    settings = config.finetune
+    batches = batches_of(examples.train, settings.batch_size, settings.epochs, config.run.seed)
+    train, heldout = (sum(map(len, units)) for units in (examples.train, examples.heldout))
+    tokens = sum(len(sequence) for batch in batches for sequence in batch)
+    return (
+        f"{dump_config(config)}\n{train} examples to learn from, {heldout} held out to measure\n"
+        f"{settings.epochs} epochs, {len(batches)} updates, {tokens:,} tokens "
+        "(common beginnings are computed once)\n"
+    )
