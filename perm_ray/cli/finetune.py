@@ -96,9 +96,10 @@ def demonstrations(config: Config) -> Examples:
         rows.items, template, prompt.prefix, renderer, prompt.max_tokens, settings.max_tokens
     )
     measured = [scenario.scenario_id in heldout for scenario in scenarios]
+    learned = [unit for unit, held in zip(units, measured, strict=True) if not held]
     return Examples(
         model=model,
-        train=[unit for unit, held in zip(units, measured, strict=True) if not held],
+        epochs=[learned] * settings.epochs,
         heldout=[unit for unit, held in zip(units, measured, strict=True) if held],
         contents={"demonstrations": text_digest(repr(rows)), "prompt template": template.digest_of_all},
     )
@@ -110,8 +111,8 @@ def describe(config: Config, examples: Examples) -> str:
     from perm_ray.runs.examples import batches_of
 
     settings = config.finetune
-    batches = batches_of(examples.train, settings.batch_size, settings.epochs, config.run.seed)
-    train, heldout = (sum(map(len, units)) for units in (examples.train, examples.heldout))
+    batches = batches_of(examples.epochs, settings.batch_size, config.run.seed)
+    train, heldout = (sum(map(len, units)) for units in (examples.epochs[0], examples.heldout))
     tokens = sum(len(sequence) for batch in batches for sequence in batch)
     return (
         f"{dump_config(config)}\n{train} examples to learn from, {heldout} held out to measure\n"

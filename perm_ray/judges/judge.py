@@ -68,7 +68,7 @@ class Judge(Protocol):
 
 
 def question_of(
-    perspective: Perspective, config: JudgePoolConfig, scenario: Scenario, text: str, seed: int
+    perspective: Perspective, config: JudgePoolConfig, scenario: Scenario, text: str, seed: int | str
 ) -> Question:
     """Return what a pool's judges are asked about a text.
 

@@ -41,7 +41,7 @@ def build_perspectives(judges: JudgesConfig) -> dict[str, Perspective]:
 def resolve_judges(config: Config) -> dict[str, Path]:
     """The model folder of each engine, found (or fetched, or converted) and checked."""
     engines = config.judge_engines
-    folders = {name: resolve_model(engine.model) for name, engine in engines.items()}
+    folders = {name: resolve_model(engine.model, engine.adapter) for name, engine in engines.items()}
     for name, folder in folders.items():
         check_context(folder, engines[name].max_model_len, f"models.{name}.max_model_len")
     return folders

@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 from perm_ray.config.judges import JudgesConfig
 from perm_ray.data.documents import Document
+from perm_ray.data.items import Preference
 from perm_ray.data.prompts import build_prompts
 from perm_ray.errors import ConfigError, DataError
 from perm_ray.evaluation.calibration.labelled import Dimension, LabelledItem
@@ -81,14 +82,25 @@ def rating_units(
     judges: JudgesConfig,
     perspectives: Mapping[str, Perspective],
     renderer: ChatRenderer,
-    seed: int,
+    seed: str,
     max_tokens: int,
+    every_criterion: bool = True,
 ) -> list[Unit]:
     """Render each rated text as the very query that scoring mode `expected` makes of it.
 
     The target is the raters' distribution over the scale, right after the question's opening. A perspective
-    with criteria learns each of them from the dimension `<perspective>.<criterion>`, with equal parts of one
-    judgment's weight.
+    with criteria learns each of them from the dimension `<perspective>.<criterion>`.
+
+    Args:
+        items: The rated texts.
+        dimensions: What people rated, and which perspective each belongs to.
+        judges: The section `judges`.
+        perspectives: Those that learn, by name.
+        renderer: The judge's chat template and tokenizer.
+        seed: Of the fences around texts, and of the criterion that is drawn.
+        max_tokens: The longest query.
+        every_criterion: All criteria of a text, or one that is drawn: the texts of a scenario then share its
+            beginning, and epochs draw others.
 
     Raises:
         DataError: Queries are too long; one error names the rows.
@@ -105,6 +117,9 @@ def rating_units(
                 continue
             question = question_of(perspective, judges.pools[name], scenario, text, seed)
             chat = render_query(renderer, question.messages, "")
+            drawn = ""
+            if question.criteria and not every_criterion:
+                drawn = random.Random(f"{seed}/{labelled.item.item_id}").choice(rated)
             for dimension, query in zip(rated, score_queries(question, question.opening), strict=True):
                 key = (query.prefix, question.scale)
                 if key not in trees:
@@ -114,13 +129,61 @@ def rating_units(
                     continue
                 target = soft_target(list(ratings), scales[dimension], question.scale)
                 opening = renderer.encode(query.prefix)
-                own = (labelled.item.item_id,) if question.criteria else ()
+                if drawn and dimension != drawn:
+                    continue
+                own = (labelled.item.item_id,) if question.criteria and every_criterion else ()
                 unit = grouped.setdefault((name, scenario.scenario_id, *own), [])
                 end = renderer.encode(f"{query.prefix}{query.values[0]}\n")[-1]
-                for sequence in target_sequences(chat + opening, trees[key], target, 1 / len(rated), end):
+                for sequence in target_sequences(chat + opening, trees[key], target, end):
                     unit.append((labelled.item.item_id, sequence))
     units = [_sharing([sequence for _, sequence in pairs]) for pairs in grouped.values()]
     check_lengths(units, [pairs[0][0] for pairs in grouped.values()], max_tokens)
+    return units
+
+
+def preference_units(
+    pairs: Sequence[Preference],
+    judges: JudgesConfig,
+    perspectives: Mapping[str, Perspective],
+    renderer: ChatRenderer,
+    seed: str,
+    max_tokens: int,
+) -> list[Unit]:
+    """Render both texts of each pair as the query of scoring mode `expected`; a unit is a pair.
+
+    The candidates of the one trained position are the tokens of the scale's values, with their values.
+
+    Raises:
+        DataError: A perspective has no pool here, or a number of several tokens or criteria; or queries are
+            too long.
+    """
+    units: list[Unit] = []
+    for number, preference in enumerate(pairs, start=1):
+        perspective = perspectives.get(preference.perspective)
+        if perspective is None:
+            raise DataError(
+                f"Pair {number} prefers as {preference.perspective!r}, and the pools that are trained are "
+                f"{', '.join(perspectives)}: name one of them as its perspective."
+            )
+        sides = []
+        for sign, item in ((1, preference.better), (-1, preference.worse)):
+            text = getattr(item.sections, perspective.reads)
+            if text is None:
+                raise DataError(f"Pair {number} has no {perspective.reads}, which {perspective.name} reads.")
+            question = question_of(perspective, judges.pools[perspective.name], item.scenario, text, seed)
+            tree = value_tree(renderer, question.opening, question.scale.values)
+            if question.criteria or any(node.children for node in tree.children.values()):
+                raise DataError(
+                    f"{perspective.name} learns from ratings only, not from preferences: it has criteria, "
+                    "or numbers of several tokens."
+                )
+            values = tuple((token, float(node.value or 0)) for token, node in tree.children.items())
+            query = render_query(renderer, question.messages, question.opening)
+            sides.append(
+                replace(_sequence(query, (values[0][0],), [0]), soft_targets=(values,), pair=sign * number)
+            )
+        units.append(_sharing(sides))
+    check_lengths(units, [f"pair {number}" for number in range(1, len(units) + 1)], max_tokens)
     return units
 
 
@@ -151,7 +214,7 @@ def soft_target(ratings: Sequence[float], given: Scale, asked: Scale) -> dict[in
 
 
 def target_sequences(
-    prompt_ids: tuple[int, ...], tree: ValueTree, target: Mapping[int, float], weight: float, end: int
+    prompt_ids: tuple[int, ...], tree: ValueTree, target: Mapping[int, float], end: int
 ) -> list[TrainSequence]:
     """Return sequences whose cross-entropy is that of `target` over the numbers of `tree`.
 
@@ -164,7 +227,7 @@ def target_sequences(
         pairs = [(token, _reached(child, target)) for token, child in node.children.items()]
         if node.value is not None:
             pairs.append((end, target.get(node.value, 0.0)))
-        candidates = tuple((token, weight * q) for token, q in pairs if q > 0)
+        candidates = tuple((token, q) for token, q in pairs if q > 0)
         if candidates:
             branches[path] = candidates
     sequences, covered = [], set()
@@ -215,10 +278,10 @@ def check_lengths(units: Sequence[Unit], names: Sequence[str], max_tokens: int) 
         )
 
 
-def batches_of(units: Sequence[Unit], batch_size: int, epochs: int, seed: int) -> list[list[TrainSequence]]:
+def batches_of(epochs: Sequence[Sequence[Unit]], batch_size: int, seed: int) -> list[list[TrainSequence]]:
     """Return every update's sequences: units in a new order each epoch, as many as make `batch_size`."""
     batches: list[list[TrainSequence]] = []
-    for epoch in range(epochs):
+    for epoch, units in enumerate(epochs):
         order = list(units)
         random.Random(f"{seed}/{epoch}").shuffle(order)
         batch: list[TrainSequence] = []

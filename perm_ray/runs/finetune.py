@@ -26,7 +26,7 @@ from perm_ray.runs.signals import StopSignals
 from perm_ray.runs.start import Recording, load_checkpoint, open_directory, recorded
 from perm_ray.tracking.ambiguous import AmbiguityRule
 from perm_ray.tracking.sinks import Sinks
-from perm_ray.trainer.batching import TrainSequence
+from perm_ray.trainer.batching import Task, TrainSequence
 from perm_ray.trainer.group import TrainerGroup
 from perm_ray.trainer.step_limits import StepLimits
 
@@ -41,13 +41,15 @@ _NAMES = {
 class Examples:
     """What a model learns from: rendered, checked, and named by digest for a resume.
 
-    `train` and `heldout` come from different scenarios; `heldout` measures the loss before and after.
+    `epochs` are the units of each pass over the data; `heldout`, from other scenarios, measures the loss
+    before and after. `task` says whether they are demonstrations and ratings, or preferences.
     """
 
     model: Path
-    train: Sequence[Unit]
+    epochs: Sequence[Sequence[Unit]]
     heldout: Sequence[Unit]
     contents: Mapping[str, str]
+    task: Task = "supervised"
 
 
 def trainer_only(config: Config) -> Config:
@@ -79,8 +81,7 @@ def finetune(config: Config, examples: Examples, resume: Path | None, stop: Stop
     state, checkpoint = load_checkpoint(checkpoints, resume, fresh)
     fresh = replace(fresh, weights={"weights of the model at the start": fingerprint(examples.model)})
     directory, state = open_directory(config, checkpoints, fresh, state, checkpoint)
-    settings = config.finetune
-    batches = batches_of(examples.train, settings.batch_size, settings.epochs, config.run.seed)
+    batches = batches_of(examples.epochs, config.finetune.batch_size, config.run.seed)
     with recorded(config, directory, state, len(batches)) as record:
         rows = _demands(config)
         try:
@@ -94,7 +95,7 @@ def finetune(config: Config, examples: Examples, resume: Path | None, stop: Stop
                 config.run.seed,
                 len(batches),
                 places.of(TRAINER, config.trainer.num_ranks),
-                temperature=None,
+                task=examples.task,
             )
             trainer.start_async()
             record.progress.phase("starting the trainer")

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from perm_ray.runs.run import Run, running
 from perm_ray.runs.run_plan import Models, RunPlan, plan_run, prepare_models
 from perm_ray.runs.run_state import RunState, check_agrees, numeric_warnings
 from perm_ray.runs.signals import StopSignals
+from perm_ray.tracking.answers import answer_pairs, print_answers
 from perm_ray.tracking.mlflow_client import TrackedRun
 from perm_ray.tracking.mlflow_sender import is_behind, open_tracker
 from perm_ray.tracking.model_card import TrainedPolicy, heldout_reward, model_card
@@ -227,7 +228,10 @@ def _train(
                 run.restore(checkpoint)
             _train_and_save(run)
             record.extra["evaluation"] = next(h.comparison for h in run.hooks if isinstance(h, Evaluate))
+            pairs = answer_pairs(directory.samples, run.state.step, plan.config.run.seed)
+            record.extra["answers"] = [asdict(pair) for pair in pairs]
         candidates = _describe_policies(run, contents, record.extra["evaluation"])
+    print_answers(pairs, record.console)
     for candidate in candidates:
         registered = register_policy(plan.config, directory.path, candidate)
         if registered is not None:

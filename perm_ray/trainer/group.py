@@ -27,7 +27,7 @@ from perm_ray.errors import (
 )
 from perm_ray.files import FileDigest
 from perm_ray.trainer.actor import TrainerRank
-from perm_ray.trainer.batching import RankBatch, TrainSequence, plan_metrics, plan_step
+from perm_ray.trainer.batching import RankBatch, Task, TrainSequence, plan_metrics, plan_step
 from perm_ray.trainer.step_metrics import step_metrics
 
 LISTEN_S = 1.0  # after a failure, for the other ranks' side of it
@@ -43,8 +43,8 @@ class TrainerGroup:
         seed: That of the run.
         total_steps: Steps of the whole run, for the learning rate's schedule.
         scheduling: One Ray scheduling strategy for each rank, if they are to be placed.
-        temperature: At which the sequences are sampled; log-probs are those of logits / temperature. None
-            learns from examples instead (`objectives/supervised.py`).
+        temperature: At which the sequences are sampled; log-probs are those of logits / temperature.
+        task: What is learned from, which chooses the objective (`objectives/`).
     """
 
     def __init__(
@@ -54,13 +54,15 @@ class TrainerGroup:
         seed: int,
         total_steps: int,
         scheduling: Sequence[Any] | None = None,
-        temperature: float | None = 1.0,
+        temperature: float = 1.0,
+        task: Task = "policy",
     ) -> None:
         self._config = config
         self._model_dir = model_dir.absolute()  # a rank has another working directory
         self._seed = seed
         self._total_steps = total_steps
         self._temperature = temperature
+        self._task: Task = task
         self._scheduling = scheduling or ["DEFAULT"] * config.num_ranks
         self._nodes = ["not placed yet"] * config.num_ranks
         self._starting: list[ray.ObjectRef] = []
@@ -95,7 +97,8 @@ class TrainerGroup:
             max_restarts=0,  # a rank that comes back alone is of no use to the others
             runtime_env={"env_vars": actor_environment(config)},
         )
-        return actor.remote(config, self._model_dir, rank, self._seed, self._total_steps, self._temperature)
+        task, temperature = self._task, self._temperature
+        return actor.remote(config, self._model_dir, rank, self._seed, self._total_steps, temperature, task)
 
     def wait_ready(self) -> None:
         """Wait until every rank has its policy loaded."""

@@ -7,7 +7,8 @@ What is trained is the very query that scoring mode `expected` makes; the result
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perm_ray.cli.finetune import config_of, describe, parser, train_on
@@ -16,6 +17,9 @@ from perm_ray.config.schema import Config
 from perm_ray.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from perm_ray.judges.perspective import Perspective
+    from perm_ray.models.chat import ChatRenderer
+    from perm_ray.runs.examples import Unit
     from perm_ray.runs.finetune import Examples
 
 _DATA = "builtin:graded"
@@ -27,7 +31,7 @@ def run(arguments: Sequence[str]) -> int:
     config = config_of(options, _DATA)
     authenticate(config.ray.address)
     name = trained_model(config, options.model)
-    examples = ratings(config, name)
+    examples = examples_of(config, name)
     if options.dry_run:
         print(describe(config, examples), end="")
         return 0
@@ -65,42 +69,89 @@ def trained_model(config: Config, name: str | None) -> str:
     return name
 
 
-def ratings(config: Config, name: str) -> Examples:
-    """Read, check and render the ratings for the pools that ask the model `name`. Raises `UserError`s."""
+def examples_of(config: Config, name: str) -> Examples:
+    """Read, check and render what the model `name` learns from: ratings, or pairs of a better and a worse.
+
+    Raises:
+        UserError: Something in the configuration or the data cannot be used as it is.
+    """
     from perm_ray.data.graded import examples_file
+    from perm_ray.data.items import has_preferences
+    from perm_ray.judges.startup import build_perspectives
+    from perm_ray.models.chat import ChatRenderer
+    from perm_ray.models.resolve import resolve_model
+    from perm_ray.runs.finetune import Examples, check_finetune
+
+    check_finetune(config)
+    file = examples_file(config.finetune.data)
+    every = build_perspectives(config.judges)
+    perspectives = {key: p for key, p in every.items() if config.judges.pools[key].model == name}
+    engine = config.judge_engines[name]
+    model = resolve_model(engine.model, engine.adapter)
+    renderer = ChatRenderer(model, engine.enable_thinking)
+    rubrics = {f"rubric of {key}": p.rubric.digest_of_all for key, p in perspectives.items()}
+    if has_preferences(file):
+        epochs, heldout, digest = _preferences(config, file, perspectives, renderer)
+        return Examples(model, epochs, heldout, {"preferences": digest, **rubrics}, "preference")
+    epochs, heldout, digest = _ratings(config, file, every, perspectives, renderer)
+    if not epochs[0]:
+        raise DataError(f"{file} has no rating that a judge of models.{name} could learn from.")
+    return Examples(model, epochs, heldout, {"ratings": digest, **rubrics})
+
+
+def _ratings(
+    config: Config,
+    file: Path,
+    every: Mapping[str, Perspective],
+    perspectives: Mapping[str, Perspective],
+    renderer: ChatRenderer,
+) -> tuple[list[list[Unit]], list[Unit], str]:
+    """Return the units of each epoch, those held out, and the digest of the data."""
     from perm_ray.data.items import read_examples
     from perm_ray.evaluation.calibration.labelled import check_perspectives
     from perm_ray.evaluation.calibration.labels import read_labels
     from perm_ray.files import text_digest
-    from perm_ray.judges.startup import build_perspectives
-    from perm_ray.models.chat import ChatRenderer
-    from perm_ray.models.resolve import resolve_model
     from perm_ray.runs.examples import heldout_scenarios, rating_units
-    from perm_ray.runs.finetune import Examples, check_finetune
 
-    check_finetune(config)
     settings, seed = config.finetune, config.run.seed
-    file = examples_file(settings.data)
     labelled = read_labels(file, "jsonl")
-    every = build_perspectives(config.judges)
     check_perspectives(labelled.dimensions, every)
-    perspectives = {key: p for key, p in every.items() if config.judges.pools[key].model == name}
-    splits = read_examples(file).splits
     scenarios = [row.item.scenario for row in labelled.items]
-    heldout = heldout_scenarios(scenarios, splits, settings.heldout_share, seed)
-    engine = config.judge_engines[name]
-    model = resolve_model(engine.model)
-    renderer = ChatRenderer(model, engine.enable_thinking)
+    heldout = heldout_scenarios(scenarios, read_examples(file).splits, settings.heldout_share, seed)
 
-    def units(held: bool) -> list:
+    def units(held: bool, pass_seed: str) -> list[Unit]:
         rows = [row for row in labelled.items if (row.item.scenario.scenario_id in heldout) == held]
         return rating_units(
-            rows, labelled.dimensions, config.judges, perspectives, renderer, seed, settings.max_tokens
+            rows,
+            labelled.dimensions,
+            config.judges,
+            perspectives,
+            renderer,
+            pass_seed,
+            settings.max_tokens,
+            every_criterion=False,
         )
 
-    train = units(held=False)
-    if not train:
-        raise DataError(f"{file} has no rating that a judge of models.{name} could learn from.")
-    rubrics = {f"rubric of {key}": p.rubric.digest_of_all for key, p in perspectives.items()}
-    contents = {"ratings": text_digest(repr(labelled)), **rubrics}
-    return Examples(model=model, train=train, heldout=units(held=True), contents=contents)
+    epochs = [units(held=False, pass_seed=f"{seed}/{epoch}") for epoch in range(settings.epochs)]
+    return epochs, units(held=True, pass_seed=str(seed)), text_digest(repr(labelled))
+
+
+def _preferences(
+    config: Config, file: Path, perspectives: Mapping[str, Perspective], renderer: ChatRenderer
+) -> tuple[list[list[Unit]], list[Unit], str]:
+    """Return the same of pairs."""
+    from perm_ray.data.items import read_preferences
+    from perm_ray.files import text_digest
+    from perm_ray.runs.examples import heldout_scenarios, preference_units
+
+    settings, seed = config.finetune, config.run.seed
+    pairs, splits = read_preferences(file)
+    scenarios = [pair.better.scenario for pair in pairs]
+    heldout = heldout_scenarios(scenarios, splits, settings.heldout_share, seed)
+
+    def units(held: bool, pass_seed: str) -> list[Unit]:
+        chosen = [pair for pair in pairs if (pair.better.scenario.scenario_id in heldout) == held]
+        return preference_units(chosen, config.judges, perspectives, renderer, pass_seed, settings.max_tokens)
+
+    epochs = [units(held=False, pass_seed=f"{seed}/{epoch}") for epoch in range(settings.epochs)]
+    return epochs, units(held=True, pass_seed=str(seed)), text_digest(repr(pairs))

@@ -113,7 +113,7 @@ def test_the_loss_of_the_sequences_is_the_cross_entropy_over_the_numbers(
     numbers = tree.logprobs([given[path] for path, _ in tree.branches()])
     loss = 0.0
     prompt = (7, 7)
-    for sequence in target_sequences(prompt, tree, target, 1.0, end):
+    for sequence in target_sequences(prompt, tree, target, end):
         assert sequence.token_ids[:2] == prompt
         places = [place for place, trained in enumerate(sequence.trained) if trained]
         for place, candidates in zip(places, sequence.soft_targets, strict=True):
@@ -131,7 +131,7 @@ def test_a_rating_is_the_very_query_of_expected_mode(renderer: ChatRenderer) -> 
         LabelledItem(item("b", "At least you have work."), {"warmth": {"ana": 1.0}}),
     ]
     dimensions = [Dimension("warmth", ONE_TO_FIVE, "expression")]
-    (unit,) = rating_units(rows, dimensions, pools, {"expression": perspective}, renderer, 3, 8000)
+    (unit,) = rating_units(rows, dimensions, pools, {"expression": perspective}, renderer, "3", 8000)
     assert len(unit) == 2
     for row, sequence in zip(rows, unit, strict=True):
         text = row.item.sections.response or ""
@@ -154,12 +154,18 @@ def test_each_criterion_is_asked_for_itself(renderer: ChatRenderer) -> None:
     dimensions = [Dimension(name, Scale(0, 20), None) for name in labels]
     judges = JudgesConfig(pools={"bystander": JudgePoolConfig(scoring=ScoringConfig(mode="expected"))})
     rows = [LabelledItem(item("a"), labels)]
-    (unit,) = rating_units(rows, dimensions, judges, {"bystander": perspective}, renderer, 0, 8000)
+    (unit,) = rating_units(rows, dimensions, judges, {"bystander": perspective}, renderer, "0", 8000)
     assert len(unit) == len(perspective.criteria)
+    drawn = [
+        rating_units(rows, dimensions, judges, {"bystander": perspective}, renderer, f"{n}", 8000, False)
+        for n in range(8)
+    ]
+    assert all(len(each) == len(each[0]) == 1 for each in drawn)
+    assert len({each[0][0].token_ids for each in drawn}) > 1
     for sequence, criterion in zip(unit, perspective.criteria, strict=True):
         assert renderer.decode(sequence.token_ids).endswith(f"{criterion.capitalize()}: 18")
         weights = [weight for candidates in sequence.soft_targets for _, weight in candidates]
-        assert weights == pytest.approx([0.2, 0.2])
+        assert weights == pytest.approx([1.0, 1.0])
 
 
 # ---- both ---------------------------------------------------------------------------------------
@@ -170,12 +176,12 @@ def test_every_epoch_has_every_example_in_another_order() -> None:
         return (TrainSequence((token, 1), (False, True), (0.0,), 0.0),)
 
     units = [unit(token) for token in range(10)]
-    batches = batches_of(units, batch_size=4, epochs=2, seed=1)
+    batches = batches_of([units, units], batch_size=4, seed=1)
     assert [len(batch) for batch in batches] == [4, 4, 2, 4, 4, 2]
     first, second = ([s.token_ids[0] for batch in half for s in batch] for half in (batches[:3], batches[3:]))
     assert sorted(first) == sorted(second) == list(range(10))
     assert first != second
-    assert batches == batches_of(units, batch_size=4, epochs=2, seed=1)
+    assert batches == batches_of([units, units], batch_size=4, seed=1)
 
 
 def test_scenarios_are_held_out_whole() -> None:
