@@ -7,7 +7,6 @@ both collect here, so they can never measure different things.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,12 +15,12 @@ from perm_ray.config.schema import RolloutConfig
 from perm_ray.config.training import RewardConfig
 from perm_ray.data.prompts import split_sections
 from perm_ray.data.sampler import ScenarioSampler
-from perm_ray.errors import NotFiniteError, RunError
+from perm_ray.errors import RunError
 from perm_ray.judges.judge import ItemKey
 from perm_ray.judges.panel import JudgePanel, OwnJudge
 from perm_ray.judges.perspective import Perspective
 from perm_ray.judges.pool_load import load_metrics
-from perm_ray.rewards.advantages import advantages_of
+from perm_ray.rewards.advantages import make_groups
 from perm_ray.rewards.reward import reward_of
 from perm_ray.rewards.score_map import ScoreMap
 from perm_ray.rollout.pool import RolloutPool
@@ -108,7 +107,7 @@ class Collector:
         report("generate", 0, wanted)
         for completion in stream:
             sections = split_sections(completion.text)
-            key = completion.scenario_id, completion.index
+            key = _key(completion)
             answers[key] = completion, sections
             judging.submit(key, scenarios[completion.scenario_id], sections)
             report("generate", len(answers), wanted)
@@ -170,6 +169,20 @@ class Collector:
             replaced=tuple(replaced),
             resampled=resampled,
         )
+
+    def graded(self, collected: Collected, panel: JudgePanel) -> Collected:
+        """Return the same completions, judged and rewarded by another panel."""
+        batch = panel.batch()
+        for group in collected.groups:
+            for rollout in group.rollouts:
+                batch.submit(_key(rollout.completion), group.prompt.scenario, rollout.sections)
+        judgments = batch.collect().judgments
+        rollouts = [
+            [self._rollout(r.completion, r.sections, judgments[_key(r.completion)]) for r in group.rollouts]
+            for group in collected.groups
+        ]
+        groups = make_groups([group.prompt for group in collected.groups], rollouts, self.rewards)
+        return replace(collected, groups=groups, load_metrics={})
 
     def _rollout(
         self, completion: Completion, sections: Sections, judgments: Mapping[str, Judgment]
@@ -249,44 +262,8 @@ def train_sequences(groups: Sequence[RolloutGroup]) -> list[TrainSequence]:
     return sequences
 
 
-def make_groups(
-    prompts: Sequence[Prompt], rollouts: Sequence[Sequence[Rollout]], config: RewardConfig
-) -> tuple[RolloutGroup, ...]:
-    """Groups with their advantages, which may depend on all of them: none is a number when a reward is not
-    finite, which `check_finite` tells of."""
-    rewards = [[rollout.reward for rollout in group] for group in rollouts]
-    if all(math.isfinite(reward.value) for group in rewards for reward in group if reward):
-        advantages = advantages_of(rewards, config)
-    else:
-        advantages = [(math.nan,) * len(group) for group in rewards]
-    return tuple(
-        RolloutGroup(prompt, tuple(group), tuple(values))
-        for prompt, group, values in zip(prompts, rollouts, advantages, strict=True)
-    )
-
-
-def check_finite(groups: Sequence[RolloutGroup]) -> None:
-    """Raise `NotFiniteError`, which names the rollout, for a reward or an advantage that is not finite."""
-    named = [
-        *(("reward", r.completion, r.reward.value) for group in groups for r in group.rollouts if r.reward),
-        *(
-            ("advantage", rollout.completion, advantage)
-            for group in groups
-            for rollout, advantage in zip(group.rollouts, group.advantages, strict=True)
-        ),
-    ]
-    for kind, completion, value in named:
-        if not math.isfinite(value):
-            raise NotFiniteError(
-                f"The {kind} of {_name_of(completion)} must be finite, found {value}: look at what its "
-                "judges scored, and at the section rewards."
-            )
-
-
-def _name_of(completion: Completion) -> str:
-    """Return a rollout's name for messages, as it is found in the sample files."""
-    scenario, version = completion.scenario_id, completion.version
-    return f"completion {completion.index} of scenario {scenario} (policy version {version})"
+def _key(completion: Completion) -> ItemKey:
+    return completion.scenario_id, completion.index
 
 
 def _keys(prompt: Prompt, num_completions: int) -> list[ItemKey]:

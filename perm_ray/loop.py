@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from perm_ray.errors import LimitError, NotFiniteError
-from perm_ray.experience import check_finite, train_sequences
+from perm_ray.experience import train_sequences
+from perm_ray.rewards.advantages import check_finite
 from perm_ray.runs.run import Run
 from perm_ray.types import RolloutGroup
 

@@ -11,14 +11,13 @@ from perm_ray.cli.jobs import resolve_address
 from perm_ray.cluster.doctor.finding import Level
 from perm_ray.cluster.doctor.machine import check_exposure, check_machine, check_token_file, listeners
 from perm_ray.cluster.doctor.services import check_cluster, check_services
-from perm_ray.config import CONFIGS
 from perm_ray.config.load import load_config
 from perm_ray.files import write_json_atomic
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the findings; 0 when none is a problem, 1 otherwise."""
-    config = load_config(options.config or CONFIGS / "local.yaml", options.overrides)
+    config = load_config(options.config, options.overrides)
     token = os.environ.get("RAY_AUTH_TOKEN")
     token_file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     findings = [

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from perm_ray.config import CONFIGS
+
 BENCHMARKS = ("loop", "rollout", "judging", "learning", "checkpoint", "trainer", "operations")
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 
@@ -33,11 +35,19 @@ def parser_of(name: str) -> ArgumentParser:
     return parser
 
 
-def _file(parser: ArgumentParser, name: str, says: str, metavar: str = "FILE") -> None:
-    parser.add_argument(name, type=Path, default=None, help=says, metavar=metavar)
+def _file(
+    parser: ArgumentParser, name: str, says: str, metavar: str = "FILE", default: Path | None = None
+) -> None:
+    parser.add_argument(name, type=Path, default=default, help=says, metavar=metavar)
 
 
-def _config(parser: ArgumentParser, default: str = "configs/local.yaml") -> None:
+def _config(parser: ArgumentParser) -> None:
+    _file(parser, "--config", "YAML file (default: configs/local.yaml)", default=CONFIGS / "local.yaml")
+    _overrides(parser)
+
+
+def _config_or(parser: ArgumentParser, default: str) -> None:
+    """Add `--config` where the verb itself knows what holds without it."""
     _file(parser, "--config", f"YAML file (default: {default})")
     _overrides(parser)
 
@@ -53,12 +63,25 @@ def _address(parser: ArgumentParser) -> None:
 
 
 def _train(parser: ArgumentParser) -> None:
-    _config(parser)
+    _config_or(parser, "configs/local.yaml")
     says = "go on from a run's last checkpoint, or from the one whose folder is given"
     _file(parser, "--resume", says, "RUN_DIR")
     _file(parser, "--replay", "run a failed step's training alone")
     says = "check everything, print what would be run, start nothing"
     parser.add_argument("--dry-run", action="store_true", help=says)
+
+
+def _finetune(parser: ArgumentParser, data: str = "builtin:demos") -> None:
+    parser.add_argument("--data", default=None, help=f"JSONL file (default: {data})", metavar="FILE")
+    _config_or(parser, "configs/finetune.yaml")
+    _file(parser, "--resume", "go on from a run's last checkpoint", "RUN_DIR")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, start nothing")
+
+
+def _judge_train(parser: ArgumentParser) -> None:
+    _finetune(parser, "builtin:graded")
+    says = "entry of `models` to train (default: the only engine)"
+    parser.add_argument("--model", default=None, help=says, metavar="NAME")
 
 
 def _plan(parser: ArgumentParser) -> None:
@@ -169,11 +192,14 @@ def _pull(parser: ArgumentParser) -> None:
 def _benchmark(parser: ArgumentParser) -> None:
     parser.add_argument("name", choices=BENCHMARKS)
     _file(parser, "--json", "write the figures here")
-    _config(parser, "the benchmark's own")
+    _config_or(parser, "the benchmark's own")
 
 
 VERBS = {
     "train": Verb("train.run", "train a policy with PERM's reward: sample, judge, update, sync", _train),
+    "finetune": Verb(
+        "finetune.run", "teach a policy from demonstrations, before it learns from rewards", _finetune
+    ),
     "plan": Verb("plan.run", "compute the memory that each role of a configuration takes", _plan),
     "judge score": Verb(
         "judging.score.run", "score every line of a file: PERM as a reward model; run again to go on", _score
@@ -185,6 +211,9 @@ VERBS = {
         "judging.calibrate.run",
         "do the judges agree with people, and as well as people among themselves?",
         _calibrate,
+    ),
+    "judge train": Verb(
+        "judging.train.run", "teach a judge from ratings, asked as in mode expected", _judge_train
     ),
     "judge compare": Verb(
         "judging.compare.run", "do two judges, or two rubrics, agree with each other?", _compare

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from perm_ray.cli.dry_run import describe
@@ -54,9 +55,14 @@ def _config(options: argparse.Namespace) -> Config:
         return load_config(options.config or beside, options.overrides)
     if options.resume is None:
         return load_config(options.config or CONFIGS / "local.yaml", options.overrides)
-    path, _ = checkpoint_of(options.resume)
-    file = path / "config.yaml"
-    if not file.is_file():
-        raise CheckpointError(f"--resume expects a run directory or one of its checkpoints, found no {file}.")
+    return resumed_config(options.resume, options.config, options.overrides)
+
+
+def resumed_config(resume: Path, file: Path | None, overrides: Sequence[str]) -> Config:
+    """Return the configuration of a run that is gone on with: its own, or `file`, at the same place."""
+    path, _ = checkpoint_of(resume)
+    own = path / "config.yaml"
+    if not own.is_file():
+        raise CheckpointError(f"--resume expects a run directory or one of its checkpoints, found no {own}.")
     place = [f"run.dir={path.parent}", f"run.name={path.name}"]
-    return load_config(options.config or file, [*options.overrides, *place])
+    return load_config(file or own, [*overrides, *place])

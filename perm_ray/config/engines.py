@@ -49,6 +49,9 @@ class EngineModel(EngineConfig):
     """A model in engines of ours. Rollout engines always hold the policy; these hold a model of their own."""
 
     model: str = Field(default=BUILTIN_MODEL, min_length=1, description="built-in name, folder or hub id")
+    adapter: str | None = Field(
+        default=None, min_length=1, description="folder of a LoRA adapter that is merged into it; null: none"
+    )
     enable_thinking: Bool | None = Field(default=None, description="for the chat template; null: its default")
 
 

@@ -35,6 +35,10 @@ class EvaluationConfig:
         ge=0,
         description="also every so many steps, the best policy kept; 0: only before and after",
     )
+    judge_model: str | None = Field(
+        default=None,
+        description="entry of models that grades the held-out answers; null: the judges that reward",
+    )
     probes: ProbeConfig = Field(default_factory=ProbeConfig, description="attacks that test the judges")
 
 

@@ -16,7 +16,7 @@ from perm_ray.config.engines import BUILTIN_MODEL, EndpointModel, EngineConfig, 
 from perm_ray.config.judges import JudgePoolConfig, JudgesConfig
 from perm_ray.config.records import CheckpointConfig, EvaluationConfig, TrackingConfig
 from perm_ray.config.section import Bool, Float, Int, require, section
-from perm_ray.config.training import RewardConfig, SyncConfig, TrainerConfig
+from perm_ray.config.training import FinetuneConfig, RewardConfig, SyncConfig, TrainerConfig
 
 
 @section("run")
@@ -131,6 +131,9 @@ class Config:
     judges: JudgesConfig = Field(default_factory=JudgesConfig, description="judge pools")
     rewards: RewardConfig = Field(default_factory=RewardConfig, description="from judgments to advantages")
     trainer: TrainerConfig = Field(default_factory=TrainerConfig, description="DeepSpeed ranks")
+    finetune: FinetuneConfig = Field(
+        default_factory=FinetuneConfig, description="supervised learning; `train` does not read it"
+    )
     sync: SyncConfig = Field(
         default_factory=SyncConfig, description="weight sync, trainer to rollout engines"
     )
@@ -178,6 +181,11 @@ class Config:
             expected = "reasoned or sampled with an endpoint that gives no logprobs"
             require(seen, f"{key}.scoring.mode", expected, mode)
 
+        grader = self.evaluation.judge_model
+        known = ", ".join(sorted(self.models)) or "none"
+        is_known = grader is None or grader in self.models
+        require(is_known, "evaluation.judge_model", f"null or one of models ({known})", grader)
+
     def _check_gpus(self) -> None:
         """Refuse a GPU's fraction unless shared on purpose, and a trainer on other devices than sampling."""
         rollout, trainer = self.rollout.engine, self.trainer
@@ -196,13 +204,21 @@ class Config:
 
     @property
     def judge_engines(self) -> dict[str, EngineModel]:
-        """The engines of ours that some pool asks, by name, in the order of `models`."""
+        """The engines of ours that some pool or the evaluation asks, by name, in the order of `models`."""
         return {name: each for name, each in self._asked() if isinstance(each, EngineModel)}
 
     @property
     def judge_endpoints(self) -> dict[str, EndpointModel]:
-        """The endpoints that some pool asks, by name, in the order of `models`."""
+        """The endpoints that some pool or the evaluation asks, by name, in the order of `models`."""
         return {name: each for name, each in self._asked() if isinstance(each, EndpointModel)}
+
+    @property
+    def grading_pools(self) -> dict[str, JudgePoolConfig]:
+        """The judge pools as `evaluation.judge_model` answers for them; none when it is null."""
+        model = self.evaluation.judge_model
+        if model is None or not self.evaluation.num_scenarios:
+            return {}
+        return {name: dataclasses.replace(pool, model=model) for name, pool in self.judges.pools.items()}
 
     def model_of(self, pool: JudgePoolConfig) -> EngineModel | EndpointModel:
         """Return the model that a pool asks; its name there is `model_of(pool).model`."""
@@ -218,5 +234,6 @@ class Config:
         return dataclasses.asdict(self)
 
     def _asked(self) -> list[tuple[str, EngineModel | EndpointModel]]:
-        asked = {pool.model for pool in self.judges.pools.values()}
+        pools = (*self.judges.pools.values(), *self.grading_pools.values())
+        asked = {pool.model for pool in pools}
         return [(name, model) for name, model in self.models.items() if name in asked]

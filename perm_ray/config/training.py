@@ -233,6 +233,23 @@ class TrainerConfig:
         return self
 
 
+@section("finetune")
+class FinetuneConfig:
+    """Supervised learning from demonstrations or ratings: `perm-ray finetune`, `perm-ray judge train`."""
+
+    data: str = Field(default="builtin:demos", min_length=1, description="JSONL file, or a built-in set")
+    epochs: Int = Field(default=3, gt=0, description="passes over the data")
+    batch_size: Int = Field(default=32, gt=0, description="examples in one update, about")
+    max_tokens: Int = Field(default=1024, gt=0, description="the longest example, its prompt included")
+    heldout_share: Float = Field(
+        default=0.2,
+        ge=0,
+        lt=1,
+        description="share of the scenarios that only measures, where the data do not say which; 0: none",
+    )
+    every: Int = Field(default=0, ge=0, description="held-out loss every so many steps; 0: before and after")
+
+
 @section("sync")
 class SyncConfig:
     """Weight sync, trainer to rollout engines."""

@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from perm_ray.data.prompts import is_empty
@@ -42,6 +44,88 @@ def read_items(path: Path) -> list[JudgeItem]:
     if not items:
         raise DataError(f"{path} has no rows: give a JSONL file with at least one.")
     return items
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Rows to learn from, and which scenarios are only to measure, where the rows say it (`split`).
+
+    `splits` has `train` or `heldout` by scenario id; it is empty when no row says it.
+    """
+
+    items: tuple[JudgeItem, ...]
+    splits: Mapping[str, str]
+
+
+def read_examples(path: Path) -> Examples:
+    """Return the rows of a JSONL file with their splits.
+
+    Raises:
+        DataError: It lists every problem, also a scenario that is in both splits.
+    """
+    problems = Problems()
+    items, splits = [], dict[str, str]()
+    lines: dict[str, int] = {}
+    for row in json_rows(path, problems):
+        item = item_of(row, (*FIELDS, "split"))
+        note_repeated(row, item.item_id, lines)
+        items.append(item)
+        _note_split(row, item, splits)
+    problems.settle(path)
+    if not items:
+        raise DataError(f"{path} has no rows: give a JSONL file with at least one.")
+    return Examples(tuple(items), splits)
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Two replies to one scenario, of which people prefer `better`, as `perspective` sees it."""
+
+    better: JudgeItem
+    worse: JudgeItem
+    perspective: str
+
+
+def has_preferences(path: Path) -> bool:
+    """Return whether the rows are pairs, as the first one says."""
+    return any("better" in row.data for row in itertools.islice(json_rows(path, Problems()), 1))
+
+
+def read_preferences(path: Path) -> tuple[list[Preference], dict[str, str]]:
+    """Return the pairs of a JSONL file, and the splits of their scenarios as `read_examples` does.
+
+    A row has persona, scenario and query, `better` and `worse` (objects with `response` and, where the
+    perspective reads it, `analysis`) and the `perspective` that prefers, `reception` as a rule.
+
+    Raises:
+        DataError: It lists every problem.
+    """
+    problems = Problems()
+    pairs, splits = [], dict[str, str]()
+    for row in json_rows(path, problems):
+        sides = []
+        for side in ("better", "worse"):
+            given = row.data.get(side)
+            if not isinstance(given, dict):
+                row.complain(side, "an object with a response", given)
+                given = {"response": "-"}
+            own = {key: value for key, value in row.data.items() if key not in ("better", "worse")}
+            joined = replace(row, data={**own, **given, "id": f"{row.line}/{side}"})
+            sides.append(item_of(joined, (*FIELDS, "split", "perspective")))
+        pairs.append(Preference(*sides, perspective=row.optional_text("perspective") or "reception"))
+        _note_split(row, sides[0], splits)
+    problems.settle(path)
+    return pairs, splits
+
+
+def _note_split(row: Row, item: JudgeItem, splits: dict[str, str]) -> None:
+    split = row.optional_text("split")
+    if split is None:
+        return
+    if split not in ("train", "heldout"):
+        row.complain("split", "train or heldout", split)
+    elif (earlier := splits.setdefault(item.scenario.scenario_id, split)) != split:
+        row.complain("split", f"{earlier}, as earlier rows of this scenario", split)
 
 
 def item_of(row: Row, fields: Collection[str]) -> JudgeItem:

@@ -6,8 +6,9 @@ The same prompts and the same random numbers are used each time, so that the dif
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from statistics import fmean
+from typing import Any
 
 from perm_ray.evaluation.bootstrap import paired_difference
 from perm_ray.types import RolloutGroup
@@ -23,6 +24,27 @@ class HeldoutResult:
     rewards: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """The same answers as two panels see them: `graded` by the judges of the evaluation, `rewarded` by those
+    that reward in training; None where both are the same."""
+
+    graded: HeldoutResult = field(default_factory=HeldoutResult)
+    rewarded: HeldoutResult | None = None
+
+    def as_state(self) -> dict[str, Any]:
+        """Return it as plain values, for a checkpoint."""
+        return asdict(self)
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any]) -> Evaluation:
+        """Return what `as_state` gave."""
+        rewarded = state["rewarded"]
+        return cls(HeldoutResult(**state["graded"]), HeldoutResult(**rewarded) if rewarded else None)
+
+
+_SAME_JUDGES = "reward and grade come from the same judges; evaluation.judge_model names one that only grades"
+
 # What an evaluation reports of all that `rollout_metrics` knows.
 _REPORTED = ("reward/mean", "reward/empathy", "reward/bystander", "format/valid", "rollout/length_mean")
 
@@ -36,6 +58,30 @@ def heldout_result(groups: Sequence[RolloutGroup], metrics: Mapping[str, float])
         if values:
             rewards[group.prompt.scenario.scenario_id] = fmean(values)
     return HeldoutResult(scores, rewards)
+
+
+def compare_evaluations(before: Evaluation, after: Evaluation, seed: int) -> dict[str, object]:
+    """Return `compare` of the grades, with that of the training judges and a warning where the two part.
+
+    Rewards that rise while an independent judge's grades fall are the sign of over-optimisation: the policy
+    learns the judges' weaknesses (Gao et al., arXiv 2210.10760).
+    """
+    report = compare(before.graded, after.graded, seed)
+    if before.rewarded is None or after.rewarded is None:
+        return report | {"note": _SAME_JUDGES}
+    training = compare(before.rewarded, after.rewarded, seed)
+    report["training_judges"] = training
+    graded, rewarded = _mean_difference(report), _mean_difference(training)
+    if graded is not None and rewarded is not None and rewarded > 0 > graded:
+        report["warning"] = (
+            f"the training judges' reward rose by {rewarded:.3f} while the evaluation judges' fell by "
+            f"{-graded:.3f}: the policy may have learned its judges' weaknesses (over-optimisation)"
+        )
+    return report
+
+
+def _mean_difference(report: Mapping[str, Any]) -> float | None:
+    return report["difference"]["mean"] if "difference" in report else None
 
 
 def compare(before: HeldoutResult, after: HeldoutResult, seed: int) -> dict[str, object]:

@@ -67,7 +67,7 @@ class JudgeEngine:
         return EngineReply([answers[i] for i in range(len(asks))], min([finished, *begun]), finished)
 
     def _plan(self, ask: Query) -> _Plan:
-        prompt_ids = self._renderer.render(self._safe(ask.messages), ask.prefix)
+        prompt_ids = render_query(self._renderer, ask.messages, ask.prefix)
         match ask:
             case ScoreQuery(prefix=prefix, values=values):
                 tree = value_tree(self._renderer, prefix, values)
@@ -90,13 +90,6 @@ class JudgeEngine:
             )
         return _Plan(requests, tree)
 
-    def _safe(self, messages: Sequence[Message]) -> list[Message]:
-        """No text between the tags of the chat template may write such a tag itself."""
-        return [
-            replace(message, content=self._renderer.without_special_tokens(message.content))
-            for message in messages
-        ]
-
     def _answer(self, plan: _Plan, generations: Sequence[Generation]) -> Answer:
         tokens = sum((_usage(generation) for generation in generations), NO_TOKENS)
         if plan.tree is not None:
@@ -105,6 +98,12 @@ class JudgeEngine:
         (generation,) = generations
         text = self._renderer.decode(generation.token_ids)
         return TextAnswer(text, generation.finish_reason == FinishReason.LENGTH, tokens)
+
+
+def render_query(renderer: ChatRenderer, messages: Sequence[Message], prefix: str) -> tuple[int, ...]:
+    """Return the tokens of a query. No text in it may write a tag of the chat template itself."""
+    safe = [replace(m, content=renderer.without_special_tokens(m.content)) for m in messages]
+    return renderer.render(safe, prefix)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from perm_ray.config.judges import JudgePoolConfig
 from perm_ray.judges import modes
-from perm_ray.judges.asking import Answer, EngineReply, Query, QueryFailed
+from perm_ray.judges.asking import Answer, EngineReply, Query, QueryFailed, Question
 from perm_ray.judges.guard import make_fence
 from perm_ray.judges.modes import Steps
 from perm_ray.judges.perspective import Perspective
@@ -67,6 +67,18 @@ class Judge(Protocol):
         ...
 
 
+def question_of(
+    perspective: Perspective, config: JudgePoolConfig, scenario: Scenario, text: str, seed: int | str
+) -> Question:
+    """Return what a pool's judges are asked about a text.
+
+    A fence that is the same for a whole group lets a weak judge compare its texts under equal conditions;
+    one that is new for each text is harder to guess. The policy sees neither.
+    """
+    own = (text, perspective.name) if config.fence == "call" else ()
+    return perspective.question(scenario, text, make_fence(seed, scenario.scenario_id, *own))
+
+
 class Asker(Protocol):
     """Put a batch of queries to an engine; returns its reply and how many tries it took, or raises
     `NoReplyError`."""
@@ -115,11 +127,7 @@ class PromptedJudge:
         return JudgeReply([self._judgment(case) for case in cases], worked)
 
     def _begin(self, task: JudgeTask, attempt: int) -> tuple[Steps, Sequence[Query]]:
-        # A fence that is the same for a whole group lets a weak judge compare its texts under equal
-        # conditions; one that is new for each text is harder to guess. The policy sees neither.
-        own = (task.text, self.perspective.name) if self.config.fence == "call" else ()
-        fence = make_fence(self.seed, task.scenario.scenario_id, *own)
-        question = self.perspective.question(task.scenario, task.text, fence)
+        question = question_of(self.perspective, self.config, task.scenario, task.text, self.seed)
         scoring = self.config.scoring
         seed = self.seed + (attempt - 1) * scoring.num_samples
         steps = modes.begin(question, scoring, supports_prefill=self.supports_prefill, seed=seed)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -41,7 +41,7 @@ def build_perspectives(judges: JudgesConfig) -> dict[str, Perspective]:
 def resolve_judges(config: Config) -> dict[str, Path]:
     """The model folder of each engine, found (or fetched, or converted) and checked."""
     engines = config.judge_engines
-    folders = {name: resolve_model(engine.model) for name, engine in engines.items()}
+    folders = {name: resolve_model(engine.model, engine.adapter) for name, engine in engines.items()}
     for name, folder in folders.items():
         check_context(folder, engines[name].max_model_len, f"models.{name}.max_model_len")
     return folders
@@ -97,6 +97,19 @@ def start_judges(
     return JudgePanel(pools, perspectives, deterministic, engines, max(timeouts, default=60.0))
 
 
+def start_graders(
+    config: Config, perspectives: Mapping[str, Perspective], seed: int, deterministic: bool
+) -> JudgePanel | None:
+    """Create the judges of `evaluation.judge_model`, whose engines `start_judges` has begun to start.
+
+    Returns None where the judges that reward also grade.
+    """
+    pools = {
+        name: JudgePool(perspectives[name], pool, config, seed) for name, pool in config.grading_pools.items()
+    }
+    return JudgePanel(pools, perspectives, deterministic) if pools else None
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """The judges' verdict on one reply: `verdict.reward.value`, `verdict["expression"].score`.
@@ -134,7 +147,8 @@ class Judges:
         config: Config | str | Path | Mapping[str, Any] | None = None,
         say: Callable[[str], None] | None = None,
     ) -> None:
-        self.config = config if isinstance(config, Config) else load_config(config)
+        whole = config if isinstance(config, Config) else load_config(config)
+        self.config = replace(whole, evaluation=replace(whole.evaluation, judge_model=None))
         self._say = say or _say
         self._panel: JudgePanel | None = None
         self.perspectives = build_perspectives(self.config.judges)

@@ -79,6 +79,11 @@ class ChatRenderer:
             text = f"{text}{_CLOSE_THOUGHT}"
         return self.encode(f"{text}{prefix}")
 
+    @property
+    def end_of_turn(self) -> int:
+        """Return the token that ends an answer, at which sampling stops."""
+        return int(self._tokenizer.eos_token_id)
+
     def without_special_tokens(self, text: str) -> str:
         """Return `text` with a space for each token that the tokenizer treats as special."""
         while self._special_pattern and self._special_pattern.search(text):

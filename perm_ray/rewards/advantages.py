@@ -13,7 +13,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from perm_ray.config.training import RewardConfig
-from perm_ray.types import Reward
+from perm_ray.errors import NotFiniteError
+from perm_ray.types import Completion, Prompt, Reward, Rollout, RolloutGroup
 
 # Keeps a group of nearly equal rewards from being blown up; the value is TRL's.
 EPSILON = 1e-4
@@ -118,3 +119,43 @@ def _mean(values: Sequence[float]) -> float:
 def _std(values: Sequence[float]) -> float:
     mean = _mean(values)
     return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+def make_groups(
+    prompts: Sequence[Prompt], rollouts: Sequence[Sequence[Rollout]], config: RewardConfig
+) -> tuple[RolloutGroup, ...]:
+    """Groups with their advantages, which may depend on all of them: none is a number when a reward is not
+    finite, which `check_finite` tells of."""
+    rewards = [[rollout.reward for rollout in group] for group in rollouts]
+    if all(math.isfinite(reward.value) for group in rewards for reward in group if reward):
+        advantages = advantages_of(rewards, config)
+    else:
+        advantages = [(math.nan,) * len(group) for group in rewards]
+    return tuple(
+        RolloutGroup(prompt, tuple(group), tuple(values))
+        for prompt, group, values in zip(prompts, rollouts, advantages, strict=True)
+    )
+
+
+def check_finite(groups: Sequence[RolloutGroup]) -> None:
+    """Raise `NotFiniteError`, which names the rollout, for a reward or an advantage that is not finite."""
+    named = [
+        *(("reward", r.completion, r.reward.value) for group in groups for r in group.rollouts if r.reward),
+        *(
+            ("advantage", rollout.completion, advantage)
+            for group in groups
+            for rollout, advantage in zip(group.rollouts, group.advantages, strict=True)
+        ),
+    ]
+    for kind, completion, value in named:
+        if not math.isfinite(value):
+            raise NotFiniteError(
+                f"The {kind} of {_name_of(completion)} must be finite, found {value}: look at what its "
+                "judges scored, and at the section rewards."
+            )
+
+
+def _name_of(completion: Completion) -> str:
+    """Return a rollout's name for messages, as it is found in the sample files."""
+    scenario, version = completion.scenario_id, completion.version
+    return f"completion {completion.index} of scenario {scenario} (policy version {version})"

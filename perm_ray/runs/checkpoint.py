@@ -59,6 +59,10 @@ class Checkpoints:
         self._config = config
         self._writing: Future[SaveCost] | None = None
 
+    @property
+    def run_directory(self) -> Path:
+        return self._folder.parent
+
     # ---- saving -----------------------------------------------------------------------------
 
     def save(self, state: RunState, begin_trainer: BeginTrainer) -> None:

@@ -7,12 +7,12 @@ The loop calls every hook before training, after each step and after training, i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from perm_ray.evaluation.heldout import HeldoutResult, compare, heldout_result
-from perm_ray.experience import check_finite
+from perm_ray.evaluation.heldout import Evaluation, compare_evaluations, heldout_result
+from perm_ray.rewards.advantages import check_finite
 from perm_ray.runs.directory import BestPolicy
 from perm_ray.runs.run_state import RunState
 from perm_ray.types import Prompt
@@ -62,7 +62,7 @@ class Evaluate(Hook):
     comparison: Mapping[str, object] = field(default_factory=dict)
 
     def before_training(self, state: RunState) -> RunState:
-        return state if state.before else replace(state, before=asdict(self._evaluate(0)))
+        return state if state.before else replace(state, before=self._evaluate(0).as_state())
 
     def after_step(self, state: RunState) -> RunState:
         if self.cadence.due(state.step) and state.step < self.run.steps:
@@ -71,18 +71,20 @@ class Evaluate(Hook):
         return state
 
     def after_training(self, state: RunState) -> None:
-        before = HeldoutResult(**state.before)
-        if before.rewards:
-            self.comparison = compare(before, self._evaluate(state.step), self.run.config.run.seed)
+        before = Evaluation.of_state(state.before)
+        if before.graded.rewards:
+            self.comparison = compare_evaluations(
+                before, self._evaluate(state.step), self.run.config.run.seed
+            )
         self.run.stop.check()
         if self.run.checkpoints.best_step() == self.run.steps:
             self.run.directory.forget_best()
 
-    def _evaluate(self, step: int) -> HeldoutResult:
+    def _evaluate(self, step: int) -> Evaluation:
         run = self.run
         run.stop.check()
         if not self.prompts:
-            return HeldoutResult()
+            return Evaluation()
         when = f"after step {step}" if step else "before training"
         run.progress.note(f"Evaluating {len(self.prompts)} held-out scenarios {when}.")
         collected = run.collector.collect(
@@ -92,23 +94,31 @@ class Evaluate(Hook):
             purpose="heldout",
             report=run.progress.phase,
         )
-        run.sinks.rollouts(step, collected.groups, "heldout")
         check_finite(collected.groups)
-        result = heldout_result(collected.groups, collected.reward_metrics())
-        named = {f"heldout/{name}": value for name, value in result.metrics.items()}
+        rewarded = None
+        if run.graders is not None:
+            rewarded = heldout_result(collected.groups, collected.reward_metrics())
+            collected = run.collector.graded(collected, run.graders)
+            check_finite(collected.groups)
+        run.sinks.rollouts(step, collected.groups, "heldout")
+        graded = heldout_result(collected.groups, collected.reward_metrics())
+        named = {f"heldout/{name}": value for name, value in graded.metrics.items()}
+        if rewarded is not None:
+            named |= {f"heldout/training_judges/{name}": value for name, value in rewarded.metrics.items()}
         run.sinks.metrics(step, named, "heldout")
-        if result.rewards:
-            run.checkpoints.rate(step, fmean(result.rewards.values()))
-        return result
+        if graded.rewards:
+            run.checkpoints.rate(step, fmean(graded.rewards.values()))
+        return Evaluation(graded, rewarded)
 
-    def _keep_if_best(self, state: RunState, result: HeldoutResult) -> None:
+    def _keep_if_best(self, state: RunState, result: Evaluation) -> None:
         run = self.run
         if run.checkpoints.best_step() != state.step:
             return
         run.progress.phase("exporting the best policy so far")
         run.trainer.export(run.directory.best_policy)
-        before = HeldoutResult(**state.before)
-        run.directory.write_best(BestPolicy(state.step, compare(before, result, run.config.run.seed)))
+        before = Evaluation.of_state(state.before)
+        comparison = compare_evaluations(before, result, run.config.run.seed)
+        run.directory.write_best(BestPolicy(state.step, comparison))
 
 
 @dataclass

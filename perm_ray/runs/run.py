@@ -21,9 +21,7 @@ from perm_ray.evaluation.probes.probe_set import load_probes
 from perm_ray.experience import Collector, Experience
 from perm_ray.judges.accounting import FailureLimit
 from perm_ray.judges.panel import JudgePanel, OwnJudge
-from perm_ray.judges.startup import (
-    start_judges,
-)
+from perm_ray.judges.startup import start_graders, start_judges
 from perm_ray.rollout.pool import RolloutPool
 from perm_ray.runs.checkpoint import Checkpoints
 from perm_ray.runs.directory import DirectorySink, RunDirectory
@@ -93,6 +91,7 @@ class Run:
     collector: Collector
     experience: Experience
     judges: JudgePanel | OwnJudge
+    graders: JudgePanel | None
     probes: ProbeWatch
     trainer: TrainerGroup
     weight_sync: WeightSync
@@ -220,13 +219,15 @@ def _start(
         if plan.judge is not None
         else start_judges(config, plan.perspectives, models.judges, seed, deterministic, places)
     )
+    graders = start_graders(config, plan.perspectives, seed, deterministic) if plan.judge is None else None
     training = places.of(TRAINER, config.trainer.num_ranks)
     temperature = config.rollout.temperature
     trainer = TrainerGroup(config.trainer, models.policy, seed, config.run.steps, training, temperature)
     trainer.start_async()
     progress.phase("starting engines and trainer")
     bound = max(judges.start_timeout_s, config.rollout.engine.start_timeout_s)
-    wait_all(rollouts.starting() | judges.starting(), timeout_s=bound, doing="starting")
+    grading = graders.starting() if graders is not None else {}
+    wait_all(rollouts.starting() | judges.starting() | grading, timeout_s=bound, doing="starting")
     trainer.wait_ready()
     weight_sync = WeightSync(trainer, rollouts, config.sync)
     weight_sync.connect()
@@ -245,6 +246,7 @@ def _start(
             collector, plan.new_sampler(), models.train_prompts, config.rollout, progress.phase
         ),
         judges=judges,
+        graders=graders,
         probes=ProbeWatch(
             config.evaluation.probes,
             load_probes() if config.evaluation.probes.every else (),

@@ -87,6 +87,11 @@ def plan_run(config: Config, judge: Judge | None = None, reward: RewardFunction 
         reward=reward,
     )
     plan.new_sampler()  # refuses more prompts a step than there are scenarios
+    if judge is not None and config.evaluation.judge_model is not None:
+        raise ConfigError(
+            "evaluation.judge_model must be null when a judge object of your own is given, which grades too, "
+            f"found {config.evaluation.judge_model}."
+        )
     if len(plan.heldout) < config.evaluation.num_scenarios:
         raise ConfigError(
             f"evaluation.num_scenarios must be at most {len(plan.heldout)}, the scenarios in "

@@ -21,7 +21,7 @@ from perm_ray.tracking.environment import package_versions
 # content; so may where and how fast things run, and what is kept. A new key is compared until it is here.
 RESUME_MAY_DIFFER = (
     *("run.name", "run.dir", "run.steps", "ray.*", "tracking.*", "checkpoint.*", "sync.*"),
-    *("data.*", "prompt.template", "judges.pools.*.rubric", "evaluation.every"),
+    *("data.*", "finetune.data", "prompt.template", "judges.pools.*.rubric", "evaluation.every"),
     *("*.timeout_s", "*_timeout_s", "judges.max_failure_rate", "judges.failure_window"),
     *("*.replicas", "*.num_cpus", "*.num_gpus", "*.num_threads", "*.resources.*", "*.tensor_parallel_size"),
     *("*.max_num_seqs", "*.kv_cache_gb", "*.gpu_memory_utilization", "*.enforce_eager"),

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,14 @@ from perm_ray.runs.run import Run, running
 from perm_ray.runs.run_plan import Models, RunPlan, plan_run, prepare_models
 from perm_ray.runs.run_state import RunState, check_agrees, numeric_warnings
 from perm_ray.runs.signals import StopSignals
+from perm_ray.tracking.answers import answer_pairs, print_answers
 from perm_ray.tracking.mlflow_client import TrackedRun
 from perm_ray.tracking.mlflow_sender import is_behind, open_tracker
 from perm_ray.tracking.model_card import TrainedPolicy, heldout_reward, model_card
 from perm_ray.tracking.model_registry import Candidate, measure_of, register_policy
 from perm_ray.tracking.progress import RunProgress
 from perm_ray.tracking.summary import print_summary, summarise
-from perm_ray.tracking.tracker import EndState
+from perm_ray.tracking.tracker import EndState, Tracker
 
 _SEND_THE_REST_S = 120.0  # nothing else is waiting then
 
@@ -115,30 +117,46 @@ def train_plan(plan: RunPlan, resume: Path | None, stop: StopSignals) -> RunDire
     path = run_path(config.run, datetime.now())
     checkpoints = Checkpoints(path / "checkpoints", config.checkpoint)
     fresh = RunState.new(plan.new_sampler().state(), plan.contents(), config)
-    state, checkpoint = fresh, None
-    if resume is not None:
-        state, checkpoint = checkpoints.load(checkpoint_of(resume)[1])
-        check_agrees(state.without_weights(), fresh)  # what can be compared before any model is loaded
-        if state.step >= config.run.steps and RunDirectory(path).finished:
-            _send_the_rest(config, path, state)
-            print(
-                f"{path} is finished: {state.step} of {config.run.steps} steps are done, nothing to resume."
-            )
-            return RunDirectory(path)
+    state, checkpoint = load_checkpoint(checkpoints, resume, fresh)
+    if state.step >= config.run.steps and RunDirectory(path).finished:
+        _send_the_rest(config, path, state)
+        print(f"{path} is finished: {state.step} of {config.run.steps} steps are done, nothing to resume.")
+        return RunDirectory(path)
     models = prepare_models(plan)
     fresh = replace(fresh, weights=models.fingerprints())
-    if checkpoint is None:
-        state = fresh
-        directory = RunDirectory.create(path, dump_config(config))
-    else:
-        check_agrees(state, fresh)
-        for warning in numeric_warnings(state, fresh):
-            print(f"Not bitwise what an uninterrupted run would give: {warning}.")
-        state = state.resumed_as(fresh)
-        directory = RunDirectory.resume(path, dump_config(config), state.step)
-        checkpoints.go_back(checkpoint)
+    directory, state = open_directory(config, checkpoints, fresh, state, checkpoint)
     _train(plan, models, directory, state, checkpoint, stop)
     return directory
+
+
+def load_checkpoint(
+    checkpoints: Checkpoints, resume: Path | None, fresh: RunState
+) -> tuple[RunState, Path | None]:
+    """Return the state to go on from and the trainer's folder of its checkpoint: `fresh` and None at first.
+
+    What can be compared before any model is loaded is compared. Raises `CheckpointError`.
+    """
+    if resume is None:
+        return fresh, None
+    state, checkpoint = checkpoints.load(checkpoint_of(resume)[1])
+    check_agrees(state.without_weights(), fresh)
+    return state, checkpoint
+
+
+def open_directory(
+    config: Config, checkpoints: Checkpoints, fresh: RunState, state: RunState, checkpoint: Path | None
+) -> tuple[RunDirectory, RunState]:
+    """Make the run directory, or bring it back to a checkpoint; `fresh` knows the weights by now."""
+    path = checkpoints.run_directory
+    if checkpoint is None:
+        return RunDirectory.create(path, dump_config(config)), fresh
+    check_agrees(state, fresh)
+    for warning in numeric_warnings(state, fresh):
+        print(f"Not bitwise what an uninterrupted run would give: {warning}.")
+    state = state.resumed_as(fresh)
+    directory = RunDirectory.resume(path, dump_config(config), state.step)
+    checkpoints.go_back(checkpoint)
+    return directory, state
 
 
 def _mlflow_run(directory: Path, state: RunState) -> str | None:
@@ -156,31 +174,32 @@ def _send_the_rest(config: Config, path: Path, state: RunState) -> None:
         tracker.finish("FINISHED", timeout_s=_SEND_THE_REST_S)
 
 
-def _train(
-    plan: RunPlan,
-    models: Models,
-    directory: RunDirectory,
-    state: RunState,
-    checkpoint: Path | None,
-    stop: StopSignals,
-) -> None:
-    """Train, and leave nothing running and nothing unsaid, however it ends."""
+@dataclass
+class Recording:
+    """What records a run; `extra` goes into its summary."""
+
+    tracker: Tracker
+    progress: RunProgress
+    console: Console
+    extra: dict[str, object]
+
+
+@contextmanager
+def recorded(
+    config: Config, directory: RunDirectory, state: RunState, total_steps: int
+) -> Iterator[Recording]:
+    """Track and show a run, and leave nothing unsaid, however it ends."""
     console = Console()
     contents = {**state.contents, **state.weights}
     run_id = _mlflow_run(directory.path, state)
-    tracker = open_tracker(plan.config, directory.name, directory.path, run_id, contents)
+    tracker = open_tracker(config, directory.name, directory.path, run_id, contents)
     status: EndState = "FAILED"
     extra: dict[str, object] = {"run_directory": str(directory.path), "mlflow_uri": tracker.uri}
     started = time.monotonic()
     try:
-        with RunProgress(plan.config.run.steps, state.step, console) as progress:
+        with RunProgress(total_steps, state.step, console) as progress:
             progress.note(f"Run directory: {directory.path}")
-            with running(plan, models, directory, tracker, progress, stop, state) as run:
-                if checkpoint is not None:
-                    run.restore(checkpoint)
-                _train_and_save(run)
-                extra["evaluation"] = next(h.comparison for h in run.hooks if isinstance(h, Evaluate))
-        candidates = _describe_policies(run, contents, extra["evaluation"])
+            yield Recording(tracker, progress, console, extra)
         status = "FINISHED"
     except Interrupted:
         status = "KILLED"
@@ -191,10 +210,32 @@ def _train(
         summary = summarise(directory.read_metrics(), status, wall_time_s, extra)
         directory.write_summary(summary)
         print_summary(summary, console)
+
+
+def _train(
+    plan: RunPlan,
+    models: Models,
+    directory: RunDirectory,
+    state: RunState,
+    checkpoint: Path | None,
+    stop: StopSignals,
+) -> None:
+    """Train, and leave nothing running, however it ends."""
+    contents = {**state.contents, **state.weights}
+    with recorded(plan.config, directory, state, plan.config.run.steps) as record:
+        with running(plan, models, directory, record.tracker, record.progress, stop, state) as run:
+            if checkpoint is not None:
+                run.restore(checkpoint)
+            _train_and_save(run)
+            record.extra["evaluation"] = next(h.comparison for h in run.hooks if isinstance(h, Evaluate))
+            pairs = answer_pairs(directory.samples, run.state.step, plan.config.run.seed)
+            record.extra["answers"] = [asdict(pair) for pair in pairs]
+        candidates = _describe_policies(run, contents, record.extra["evaluation"])
+    print_answers(pairs, record.console)
     for candidate in candidates:
         registered = register_policy(plan.config, directory.path, candidate)
         if registered is not None:
-            console.print(f"Model:  {registered}", markup=False, highlight=False, soft_wrap=True)
+            record.console.print(f"Model:  {registered}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _train_and_save(run: Run) -> None:

@@ -23,7 +23,7 @@ from rich.text import Text
 from perm_ray.tracking.sinks import Purpose, Sink
 from perm_ray.tracking.summary import duration
 
-_REWARD = "reward/mean"
+_REWARD, _LOSS = "reward/mean", "finetune/loss"
 _RECENT = 8  # steps that the time left is judged by
 
 
@@ -119,8 +119,9 @@ class RunProgress(Sink):
         return f" {state.done}" if state.total is None else f" {state.done}/{state.total}"
 
     def _scores(self, rise: str, fall: str) -> list[str]:
-        """The reward and each perspective's mean score, with the change since the first step."""
-        shown = {_REWARD: "reward"}
+        """The reward and each perspective's mean score (of fine-tuning the loss), with the change since the
+        first step."""
+        shown = {_LOSS: "loss"} if _LOSS in self._state.metrics else {_REWARD: "reward"}
         for name in self._state.metrics:
             if name.startswith("judge/") and name.endswith("/mean"):
                 shown[name] = name.removeprefix("judge/").removesuffix("/mean")
@@ -138,8 +139,9 @@ class RunProgress(Sink):
     def _pace(self) -> list[str]:
         """The speed of sampling, and the time left at the pace of the recent steps."""
         state, pace = self._state, []
-        if "rollout/tokens_per_s" in state.metrics:
-            pace.append(f"{state.metrics['rollout/tokens_per_s']:,.0f} tokens/s")
+        for name in ("rollout/tokens_per_s", "finetune/tokens_per_s"):
+            if name in state.metrics:
+                pace.append(f"{state.metrics[name]:,.0f} tokens/s")
         left = max(0, self._total_steps - state.step)
         if left and state.durations_s:
             pace.append(f"{duration(left * sum(state.durations_s) / len(state.durations_s))} left")

@@ -68,6 +68,11 @@ def summary_table(summary: Mapping[str, object]) -> Table:
         low, high = _number(difference, "low"), _number(difference, "high")
         table.add_row("reward, paired", "", "", f"{_number(difference, 'mean'):+.3f}")
         table.add_row("  95% interval", "", "", f"{low:+.3f} .. {high:+.3f}")
+    training = _section(_section(evaluation, "training_judges"), "difference")
+    if training:
+        low, high = _number(training, "low"), _number(training, "high")
+        table.add_row("the training judges' reward", "", "", f"{_number(training, 'mean'):+.3f}")
+        table.add_row("  95% interval", "", "", f"{low:+.3f} .. {high:+.3f}")
     return table
 
 
@@ -92,6 +97,11 @@ def mlflow_command(uri: str) -> str:
 def print_summary(summary: Mapping[str, object], console: Console) -> None:
     table = summary_table(summary)
     console.print(table if table.row_count else table.title)
+    evaluation = _section(summary, "evaluation")
+    for name in ("note", "warning"):
+        if evaluation.get(name):
+            text = f"{name.capitalize()}: {evaluation[name]}."
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
     for line in where_to_look(summary):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

@@ -17,7 +17,7 @@ from perm_ray.config.engines import EngineConfig
 from perm_ray.config.training import SyncConfig, TrainerConfig
 from perm_ray.errors import RunError
 from perm_ray.files import FileDigest
-from perm_ray.trainer.batching import RankBatch
+from perm_ray.trainer.batching import RankBatch, Task
 from perm_ray.trainer.step_metrics import StepSums
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class TrainerRank:
         seed: int,
         total_steps: int,
         temperature: float,
+        task: Task,
     ) -> None:
         self.rank = rank
         self._config = config
@@ -45,6 +46,7 @@ class TrainerRank:
         self._seed = seed
         self._total_steps = total_steps
         self._temperature = temperature
+        self._task: Task = task
         self._stop = threading.Event()
         self._store: TCPStore | None = None
         self._started: Learner | None = None
@@ -71,12 +73,16 @@ class TrainerRank:
         engine.quiet_libraries()
         engine.join(self._config, self.rank, address, self._store, self._seed)
         self._started = Learner(
-            self._config, self._model_dir, self.rank, self._total_steps, self._temperature
+            self._config, self._model_dir, self.rank, self._total_steps, self._temperature, self._task
         )
 
     def train_step(self, step: int, minibatches: Sequence[RankBatch]) -> StepSums:
         """This rank's share of step `step`; every rank gets as many micro-batches, some maybe empty."""
         return self._learner.step(step, minibatches, self._stop.is_set)
+
+    def evaluate(self, minibatch: RankBatch) -> StepSums:
+        """Compute this rank's share of a loss, without an update."""
+        return self._learner.evaluate(minibatch)
 
     @ray.method(concurrency_group="control")
     def request_stop(self) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from perm_ray.errors import RunError
 from perm_ray.types import Span
@@ -31,6 +31,9 @@ class TrainSequence:
         advantage: That of the whole sequence, shared by all its trained tokens.
         soft_targets: For supervised objectives, pairs (token id, probability) in the stead of each trained
             token; empty when the tokens themselves are the targets.
+        shared_prompt: Tokens at the beginning that count as the prompt, where it is shorter than all that
+            comes before the first trained token: sequences that begin alike share so much. 0 takes all.
+        pair: For learning from preferences, +k for the better text of pair k of a batch and -k for the worse.
     """
 
     token_ids: tuple[int, ...]
@@ -38,6 +41,8 @@ class TrainSequence:
     logprobs: tuple[float, ...]
     advantage: float
     soft_targets: tuple[tuple[tuple[int, float], ...], ...] = ()
+    shared_prompt: int = 0
+    pair: int = 0
 
     def __post_init__(self) -> None:
         trained = sum(self.trained)
@@ -70,8 +75,8 @@ class TrainSequence:
 
     @property
     def prompt_length(self) -> int:
-        """Tokens before the first trained one."""
-        return self.trained.index(True)
+        """Tokens before the first trained one, or the part of them that sequences share."""
+        return self.shared_prompt or self.trained.index(True)
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
@@ -79,7 +84,7 @@ class TrainSequence:
 
     @property
     def continuation_length(self) -> int:
-        """Tokens from the first trained one on, context between trained ones included."""
+        """Tokens after the prompt, context between trained ones included."""
         return len(self.token_ids) - self.prompt_length
 
     @property
@@ -89,6 +94,9 @@ class TrainSequence:
     def __len__(self) -> int:
         return len(self.token_ids)
 
+
+# What is learned from: samples with advantages, examples, or pairs of a better and a worse text.
+Task: TypeAlias = Literal["policy", "supervised", "preference"]
 
 # Computed by an empty micro-batch, with weight 0, so that its rank joins every collective.
 STAND_IN = TrainSequence(token_ids=(0, 0), trained=(False, True), logprobs=(0.0,), advantage=0.0)

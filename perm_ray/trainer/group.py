@@ -27,7 +27,7 @@ from perm_ray.errors import (
 )
 from perm_ray.files import FileDigest
 from perm_ray.trainer.actor import TrainerRank
-from perm_ray.trainer.batching import TrainSequence, plan_metrics, plan_step
+from perm_ray.trainer.batching import RankBatch, Task, TrainSequence, plan_metrics, plan_step
 from perm_ray.trainer.step_metrics import step_metrics
 
 LISTEN_S = 1.0  # after a failure, for the other ranks' side of it
@@ -44,6 +44,7 @@ class TrainerGroup:
         total_steps: Steps of the whole run, for the learning rate's schedule.
         scheduling: One Ray scheduling strategy for each rank, if they are to be placed.
         temperature: At which the sequences are sampled; log-probs are those of logits / temperature.
+        task: What is learned from, which chooses the objective (`objectives/`).
     """
 
     def __init__(
@@ -54,12 +55,14 @@ class TrainerGroup:
         total_steps: int,
         scheduling: Sequence[Any] | None = None,
         temperature: float = 1.0,
+        task: Task = "policy",
     ) -> None:
         self._config = config
         self._model_dir = model_dir.absolute()  # a rank has another working directory
         self._seed = seed
         self._total_steps = total_steps
         self._temperature = temperature
+        self._task: Task = task
         self._scheduling = scheduling or ["DEFAULT"] * config.num_ranks
         self._nodes = ["not placed yet"] * config.num_ranks
         self._starting: list[ray.ObjectRef] = []
@@ -94,7 +97,8 @@ class TrainerGroup:
             max_restarts=0,  # a rank that comes back alone is of no use to the others
             runtime_env={"env_vars": actor_environment(config)},
         )
-        return actor.remote(config, self._model_dir, rank, self._seed, self._total_steps, self._temperature)
+        task, temperature = self._task, self._temperature
+        return actor.remote(config, self._model_dir, rank, self._seed, self._total_steps, temperature, task)
 
     def wait_ready(self) -> None:
         """Wait until every rank has its policy loaded."""
@@ -112,14 +116,7 @@ class TrainerGroup:
         """
         if not sequences:
             raise RunError(f"Step {step} has no sequences to train on: every rollout was masked.")
-        plan = plan_step(
-            sequences,
-            self._config.micro_batch_tokens,
-            self._config.num_ranks,
-            self._config.objective.minibatches,
-            shuffle_seed=f"{self._seed}/{step}",
-            share_prompts=self._config.share_prompts,
-        )
+        plan = self._plan(sequences, self._config.objective.minibatches, f"{self._seed}/{step}")
         # Each rank is sent its own share only, through the object store.
         shares = [ray.put(share) for share in plan]
         refs = [r.train_step.remote(step, s) for r, s in zip(self.ranks, shares, strict=True)]
@@ -127,6 +124,26 @@ class TrainerGroup:
         if any(report.interrupted for report in reports):
             raise Interrupted(f"Step {step} was given up as asked; the policy is as the step before left it.")
         return step_metrics(reports) | plan_metrics(plan)
+
+    def evaluate(self, sequences: Sequence[TrainSequence]) -> float:
+        """Return the loss of `sequences` as the objective has it, without an update."""
+        plan = self._plan(sequences, 1, "")
+        refs = [r.evaluate.remote(share[0]) for r, share in zip(self.ranks, plan, strict=True)]
+        reports = self._wait(refs, "evaluating", self._config.step_timeout_s)
+        return sum(report.loss for report in reports)
+
+    def _plan(
+        self, sequences: Sequence[TrainSequence], minibatches: int, shuffle_seed: str
+    ) -> list[list[RankBatch]]:
+        config = self._config
+        return plan_step(
+            sequences,
+            config.micro_batch_tokens,
+            config.num_ranks,
+            minibatches,
+            shuffle_seed=shuffle_seed,
+            share_prompts=config.share_prompts,
+        )
 
     def request_stop(self) -> None:
         """Query the ranks to give up the step under way; returns at once. The group trains no more."""

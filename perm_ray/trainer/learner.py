@@ -20,10 +20,12 @@ from perm_ray.config.training import TrainerConfig
 from perm_ray.errors import NotFiniteError
 from perm_ray.models.adapter import adapter_folder
 from perm_ray.trainer import deepspeed as ds
-from perm_ray.trainer.batching import MicroBatch, RankBatch, Totals
+from perm_ray.trainer.batching import MicroBatch, RankBatch, Task, Totals
 from perm_ray.trainer.ema import WeightAverage
 from perm_ray.trainer.lora import add_adapter
 from perm_ray.trainer.objectives.policy import PolicyObjective
+from perm_ray.trainer.objectives.preference import PreferenceObjective
+from perm_ray.trainer.objectives.supervised import SupervisedObjective
 from perm_ray.trainer.packing import check_packing, load_policy
 from perm_ray.trainer.reference import FrozenCopy, WithoutAdapter
 from perm_ray.trainer.state import RankState
@@ -52,10 +54,17 @@ class Learner:
         rank: This rank's number.
         total_steps: Steps of the whole run, for the learning rate's schedule.
         temperature: At which the sequences are sampled.
+        task: What is learned from, which chooses the objective.
     """
 
     def __init__(
-        self, config: TrainerConfig, model_dir: Path, rank: int, total_steps: int, temperature: float = 1.0
+        self,
+        config: TrainerConfig,
+        model_dir: Path,
+        rank: int,
+        total_steps: int,
+        temperature: float = 1.0,
+        task: Task = "policy",
     ) -> None:
         self._config = config
         self._model_dir = model_dir
@@ -71,12 +80,33 @@ class Learner:
             check_packing(self._policy)
         self._average = WeightAverage(self._policy, config.ema_decay, rank) if config.ema_decay > 0 else None
         self.state = RankState(self._engine, rank, config.num_ranks, self._average)
+        self._objective = self._choose_objective(temperature, task)
+
+    def _choose_objective(self, temperature: float, task: Task) -> Objective:
+        """Return what is minimised: the policy's loss on samples, or one of the supervised ones."""
+        config = self._config
+        if task == "supervised":
+            return SupervisedObjective(self._engine)
+        if task == "preference":
+            return PreferenceObjective(self._engine)
         reference = None
         if config.objective.kl_coef > 0 and config.lora.rank > 0:
             reference = WithoutAdapter(self._engine)
         elif config.objective.kl_coef > 0:
-            reference = FrozenCopy(model_dir, dtype, self._engine.device, config.offload_reference)
-        self._objective: Objective = PolicyObjective(self._engine, config.objective, reference, temperature)
+            dtype = getattr(torch, config.dtype)
+            reference = FrozenCopy(self._model_dir, dtype, self._engine.device, config.offload_reference)
+        return PolicyObjective(self._engine, config.objective, reference, temperature)
+
+    @torch.no_grad()
+    def evaluate(self, minibatch: RankBatch) -> StepSums:
+        """Compute the loss of a minibatch of all ranks, and change nothing."""
+        self._engine.eval()
+        self._objective.begin_step([minibatch])
+        sums = StepSums()
+        for micro_batch in minibatch.micro_batches:
+            _, part = self._objective(micro_batch, minibatch.totals)
+            sums += part.weighted(1.0 if micro_batch else 0.0, 1.0)
+        return sums
 
     def step(
         self, step: int, minibatches: Sequence[RankBatch], stop_requested: Callable[[], bool]

@@ -85,7 +85,7 @@ def pack(micro_batch: MicroBatch, device: torch.device, temperature: float = 1.0
         for sequence in unit:
             start = len(ids) - prompt  # where the sequence's first token would be, had it a prompt of its own
             places = [place for place, trained in enumerate(sequence.trained) if trained]
-            predictors += [last_of_prompt, *(start + place - 1 for place in places[1:])]
+            predictors += [last_of_prompt if place == prompt else start + place - 1 for place in places]
             ids += sequence.token_ids[prompt:]
             positions += range(prompt, len(sequence))
 

@@ -12,10 +12,11 @@ import pytest
 
 from perm_ray.config.training import RewardConfig
 from perm_ray.errors import NotFiniteError
-from perm_ray.experience import Collected, Collector, check_finite
+from perm_ray.experience import Collected, Collector
 from perm_ray.judges.judge import JudgeTask
 from perm_ray.judges.perspective import BUILTIN_PERSPECTIVES, load_perspective
 from perm_ray.loop import train_sequences
+from perm_ray.rewards.advantages import check_finite
 from perm_ray.tracking.rollout_metrics import rollout_metrics
 from perm_ray.types import Completion, FinishReason, Judgment, Prompt, RolloutGroup, Status
 from tests.support.fakes import (

@@ -22,7 +22,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("config", "data", "rewards"),
     ("cluster", "models", "judges", "rollout", "trainer"),
     ("evaluation", "tracking", "experience", "runs", "cluster.planning", "cluster.doctor"),
-    ("loop", "runs.start", "cli"),
+    ("loop", "runs.start", "runs.finetune", "cli"),
 )
 
 # Importer, imported: where the order is not kept, and why. Nowhere, at present.

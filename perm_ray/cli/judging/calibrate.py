@@ -16,7 +16,6 @@ from rich.console import Console
 from perm_ray.cli.judging.judged import judged
 from perm_ray.cli.judging.tables import confusion_table, dimension_rows, figure_table
 from perm_ray.cli.pages.calibration_page import calibration_page
-from perm_ray.config import CONFIGS
 from perm_ray.config.load import load_config
 from perm_ray.config.schema import Config
 from perm_ray.errors import DataError
@@ -37,7 +36,7 @@ _WORTH = 0.98  # of the plain mean's error: a map that stays above it is not wor
 
 def run(options: argparse.Namespace) -> int:
     """Judge the rated replies, write the report and print its figures."""
-    config = load_config(options.config or CONFIGS / "local.yaml", options.overrides)
+    config = load_config(options.config, options.overrides)
     labelled = _read(options, config)
     console = Console()
     config = only_needed(config, {d.perspective for d in labelled.dimensions if d.perspective})

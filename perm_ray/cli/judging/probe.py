@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.table import Table
 
 from perm_ray.cli.judging.judged import judged
-from perm_ray.config import CONFIGS
 from perm_ray.config.load import load_config
 from perm_ray.errors import DataError
 from perm_ray.evaluation.probes.probe_report import Outcome, ProbeReport, probe_report
@@ -28,7 +27,7 @@ SHOWN_FAILURES = 10
 
 def run(options: argparse.Namespace) -> int:
     """Judge every probe and print what became of it."""
-    config = load_config(options.config or CONFIGS / "local.yaml", options.overrides)
+    config = load_config(options.config, options.overrides)
     probes = chosen(load_probes(options.probes or BUILTIN_PROBES), options.kinds)
     console = Console()
     with judged(config, probe_items(probes), console) as judgments_of:

@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.table import Table
 
 from perm_ray.cli.judging.judged import judged
-from perm_ray.config import CONFIGS
 from perm_ray.config.load import load_config
 from perm_ray.config.training import RewardConfig
 from perm_ray.data.items import read_items
@@ -36,7 +35,7 @@ MAX_FAILED_IN_A_ROW = 64
 
 def run(options: argparse.Namespace) -> int:
     """Score the items that have no row yet; 1 when none of them got a score."""
-    config = load_config(options.config or CONFIGS / "local.yaml", options.overrides)
+    config = load_config(options.config, options.overrides)
     check_paths(options.input, options.output)
     items = read_items(options.input)
     console = Console()

@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from perm_ray.config.training import ObjectiveConfig
 from perm_ray.errors import RunError
-from perm_ray.trainer.batching import Totals, TrainSequence, plan_step
+from perm_ray.trainer.batching import RankBatch, Totals, TrainSequence, plan_step
 from perm_ray.trainer.losses import LOSSES
 from perm_ray.trainer.objectives.policy import PolicyObjective
+from perm_ray.trainer.objectives.preference import PreferenceObjective
 from perm_ray.trainer.objectives.supervised import SupervisedObjective
 from perm_ray.trainer.packing import PackedBatch, check_packing, load_policy, pack
 from perm_ray.types import Span
@@ -145,6 +146,40 @@ def test_the_supervised_loss_is_the_cross_entropy_of_trained_tokens(model_dir: P
     (expected / 8).backward()
     assert float(found.detach()) == pytest.approx(float(expected.detach()) / 8, abs=1e-5)
     assert (sums.tokens, sums.loss) == (8, pytest.approx(float(found.detach()), abs=1e-6))
+    ours = dict(policy.named_parameters())
+    for name, parameter in stock.named_parameters():
+        torch.testing.assert_close(ours[name].grad, parameter.grad, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_the_preference_loss_is_bradley_terry_on_expected_scores(
+    model_dir: Path, stock: Any, apart: bool
+) -> None:
+    """Values and gradients by autograd through both scores; the pair in one micro-batch, and in two."""
+    values = ((40, 1.0), (41, 2.0), (42, 3.0))
+    texts = [(7, 8, 9, 40), (7, 8, 11, 12, 40)]
+    better, worse = (
+        TrainSequence(ids, (*(False,) * (len(ids) - 1), True), (0.0,), 0.0, (values,), pair=pair)
+        for ids, pair in zip(texts, (1, -1), strict=True)
+    )
+    policy = load_policy(model_dir, torch.float32)
+    objective = PreferenceObjective(PlainEngine(policy))
+    batches = (((better,),), ((worse,),), ()) if apart else (((better,), (worse,)),)
+    totals = Totals(tokens=2, sequences=2)
+    objective.begin_step([RankBatch(batches, totals)])
+    parts = [objective(batch, totals) for batch in batches]
+    for loss, _ in parts:
+        loss.backward()
+
+    stock.zero_grad()
+    scores = []
+    for ids in texts:
+        logits = stock(input_ids=torch.tensor([ids]), use_cache=False).logits[0, len(ids) - 2]
+        chances = logits[[token for token, _ in values]].softmax(0)
+        scores.append((chances * torch.tensor([value for _, value in values])).sum())
+    expected = -torch.nn.functional.logsigmoid(scores[0] - scores[1])
+    expected.backward()
+    assert sum(sums.loss for _, sums in parts) == pytest.approx(float(expected.detach()), abs=1e-5)
     ours = dict(policy.named_parameters())
     for name, parameter in stock.named_parameters():
         torch.testing.assert_close(ours[name].grad, parameter.grad, atol=1e-5, rtol=1e-3)
