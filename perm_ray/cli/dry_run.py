@@ -11,7 +11,7 @@ from perm_ray.runs.run_plan import RunPlan
 
 
 def describe(plan: RunPlan) -> str:
-    """The whole text, for a terminal."""
+    """Return the description as text for a terminal."""
     parts = {
         "Configuration": dump_config(plan.config).rstrip(),
         "One step": "\n".join(_arithmetic(plan)),
@@ -57,5 +57,5 @@ def _resources(rows: Sequence[Demand]) -> list[str]:
 
 
 def _own(resources: Mapping[str, float]) -> str:
-    """The cluster's own resources, if any are asked for."""
+    """Return the custom resources of a cluster, if any are asked for."""
     return "".join(f"  {name} {amount:g}" for name, amount in resources.items())

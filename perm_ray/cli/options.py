@@ -41,14 +41,11 @@ def _file(
     parser.add_argument(name, type=Path, default=default, help=says, metavar=metavar)
 
 
-def _config(parser: ArgumentParser) -> None:
-    _file(parser, "--config", "YAML file (default: configs/local.yaml)", default=CONFIGS / "local.yaml")
-    _overrides(parser)
-
-
-def _config_or(parser: ArgumentParser, default: str) -> None:
-    """Add `--config` where the verb itself knows what holds without it."""
-    _file(parser, "--config", f"YAML file (default: {default})")
+def _config(
+    parser: ArgumentParser, said: str = "configs/local.yaml", default: Path | None = CONFIGS / "local.yaml"
+) -> None:
+    """Add `--config` and the overrides; `default` is None where the verb itself knows what holds then."""
+    _file(parser, "--config", f"YAML file (default: {said})", default=default)
     _overrides(parser)
 
 
@@ -63,7 +60,7 @@ def _address(parser: ArgumentParser) -> None:
 
 
 def _train(parser: ArgumentParser) -> None:
-    _config_or(parser, "configs/local.yaml")
+    _config(parser, default=None)
     says = "go on from a run's last checkpoint, or from the one whose folder is given"
     _file(parser, "--resume", says, "RUN_DIR")
     _file(parser, "--replay", "run a failed step's training alone")
@@ -73,7 +70,7 @@ def _train(parser: ArgumentParser) -> None:
 
 def _finetune(parser: ArgumentParser, data: str = "builtin:demos") -> None:
     parser.add_argument("--data", default=None, help=f"JSONL file (default: {data})", metavar="FILE")
-    _config_or(parser, "configs/finetune.yaml")
+    _config(parser, "configs/finetune.yaml", None)
     _file(parser, "--resume", "go on from a run's last checkpoint", "RUN_DIR")
     parser.add_argument("--dry-run", action="store_true", help="check everything, start nothing")
 
@@ -192,7 +189,7 @@ def _pull(parser: ArgumentParser) -> None:
 def _benchmark(parser: ArgumentParser) -> None:
     parser.add_argument("name", choices=BENCHMARKS)
     _file(parser, "--json", "write the figures here")
-    _config_or(parser, "the benchmark's own")
+    _config(parser, "the benchmark's own", None)
 
 
 VERBS = {

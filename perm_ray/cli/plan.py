@@ -1,4 +1,4 @@
-"""`perm-ray plan`: the arithmetic of a configuration, before there is a machine that could run it.
+"""`perm-ray plan`: compute the memory of a configuration before there is a machine that could run it.
 
 Loads no model, no torch and no Ray, and downloads nothing. Exit code 2 says that the run cannot fit.
 """

@@ -1,4 +1,4 @@
-"""`perm-ray train --replay FILE`: the one training step that a run stopped on, alone.
+"""`perm-ray train --replay FILE`: run the one training step that a run stopped on, alone.
 
 Starts the trainer and nothing else: no sampling, no judges. Weights are those of the checkpoint that the
 file names, in the `checkpoints/` beside it, or the base model's; nothing is written.

@@ -1,4 +1,4 @@
-"""`perm-ray submit`: a run as a job of a Ray cluster, through its Jobs API.
+"""`perm-ray submit`: send a run as a job of a Ray cluster, through its Jobs API.
 
 The configuration, the data and the live cluster are checked here, before anything is sent.
 """
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _for_cluster(config: Config, resume: str | None) -> Config:
-    """With a name, and with what a run in a cluster cannot do without."""
+    """Give the run a name and check what a run in a cluster cannot do without."""
     directory = str(Path(resume).parent) if resume else config.run.dir
     if not Path(directory).is_absolute():
         raise ConfigError(
@@ -99,7 +99,7 @@ def _submit(client: JobsClient, config: Config, folder: Path, resume: str | None
 
 
 def _open_mlflow_run(config: Config) -> str | None:
-    """The MLflow run that the job goes on with, so that the job's description can name it.
+    """Open the MLflow run that the job goes on with, so that the job's description can name it.
 
     None when there is no server, or it is out of reach from here: the job then opens its own.
     """

@@ -70,7 +70,7 @@ def _read(options: argparse.Namespace, config: Config) -> LabelledSet:
 
 
 def assignments(texts: Sequence[str], option: str) -> dict[str, str]:
-    """`a=b` texts as a mapping. Raises `DataError` for one that is none."""
+    """Return `a=b` texts as a mapping. Raises `DataError` for one that is none."""
     pairs: dict[str, str] = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -81,7 +81,7 @@ def assignments(texts: Sequence[str], option: str) -> dict[str, str]:
 
 
 def scales_of(texts: Sequence[str]) -> dict[str, Scale]:
-    """`dimension=1:5` texts as scales. Raises `DataError` for one that is none."""
+    """Return `dimension=1:5` texts as scales. Raises `DataError` for one that is none."""
     scales = {}
     for name, value in assignments(texts, "--scale").items():
         low, _, high = value.partition(":")
@@ -100,7 +100,7 @@ def only_needed(config: Config, perspectives: set[str]) -> Config:
 def write_report(
     folder: Path, report: CalibrationReport, judgments: Judgments, score_maps: Mapping[str, ScoreMap]
 ) -> None:
-    """`calibration.json`, `calibration.html` and `judgments.jsonl`."""
+    """Write `calibration.json`, `calibration.html` and `judgments.jsonl`."""
     rows = [
         {"id": name, "judgments": {p: judgment_row(judgment) for p, judgment in by_perspective.items()}}
         for name, by_perspective in judgments.items()

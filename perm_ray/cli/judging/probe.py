@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def chosen(probes: Sequence[Probe], kinds: str | None) -> tuple[Probe, ...]:
-    """The probes of the kinds in a comma-separated list, or all. Raises `DataError` for one not there."""
+    """Return the probes of the kinds in a comma-separated list, or all. Raises `DataError`."""
     if kinds is None:
         return tuple(probes)
     wanted = [kind.strip() for kind in kinds.split(",")]
@@ -49,9 +49,6 @@ def chosen(probes: Sequence[Probe], kinds: str | None) -> tuple[Probe, ...]:
     if unknown:
         raise DataError(f"--kinds may name {', '.join(known)}, found {', '.join(map(repr, unknown))}.")
     return tuple(probe for probe in probes if probe.kind in wanted)
-
-
-# ---- what people read -----------------------------------------------------------------------
 
 
 def show(report: ProbeReport, console: Console, verbose: bool = False) -> None:
@@ -69,7 +66,7 @@ def show(report: ProbeReport, console: Console, verbose: bool = False) -> None:
 
 
 def _table(report: ProbeReport) -> Table:
-    """One row a kind, one column a perspective: passed of judged, and what the worse texts were given."""
+    """Return a table with a row for each kind of probe and a column for each perspective."""
     table = Table(
         title="Passed of judged, and the share of the scale that the worse texts were given",
         title_justify="left",

@@ -1,4 +1,4 @@
-"""`perm-ray judge score IN.jsonl OUT.jsonl`: PERM as a reward model, for texts of any origin.
+"""`perm-ray judge score IN.jsonl OUT.jsonl`: score texts of any origin, with PERM as a reward model.
 
 Appends one row an item the moment it is judged. Run it again and it goes on where it stopped: rows that
 are there are kept, and judged again only with --again, if they have no reward.
@@ -64,13 +64,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 class Outage:
-    """Stops the verb when calls fail for so many items in a row that the judges must be gone."""
+    """Stop the verb when calls fail for so many items in a row that the judges must be gone."""
 
     def __init__(self) -> None:
         self._failed = 0
 
     def watch(self, judgments: Mapping[str, Judgment]) -> None:
-        """Raises `JudgeFailureRateError` after `MAX_FAILED_IN_A_ROW` items with a failed call."""
+        """Count an item. Raises `JudgeFailureRateError` after `MAX_FAILED_IN_A_ROW` with a failed call."""
         reasons = [f"{name}: {j.reason}" for name, j in judgments.items() if j.status == "failed"]
         self._failed = self._failed + 1 if reasons else 0
         if self._failed >= MAX_FAILED_IN_A_ROW:
@@ -81,7 +81,7 @@ class Outage:
 
 
 def check_paths(source: Path, output: Path) -> None:
-    """Raises `DataError` for an output that cannot be."""
+    """Make the output's folder. Raises `DataError` for an output that cannot be."""
     if output.is_dir():
         raise DataError(f"{output} is a folder: name a file to append to.")
     if source.exists() and output.exists() and source.samefile(output):
@@ -97,7 +97,7 @@ def scored_row(
     score_maps: Mapping[str, ScoreMap],
     setup: Setup,
 ) -> dict[str, object]:
-    """The row of one item: its texts, every judgment, the reward and the perspectives that entered it."""
+    """Return the row of one item: its texts, judgments, reward and the perspectives that entered it."""
     reward, masked_because, asked = reward_of_asked(judgments, perspectives, rewards, score_maps)
     scales = {name: [each.scale.low, each.scale.high] for name, each in perspectives.items()}
     return {

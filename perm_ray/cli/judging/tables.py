@@ -17,7 +17,7 @@ _SHOWN_CHARS = 400
 
 
 def figure_table(title: str, rows: Mapping[str, Mapping[str, Figure]]) -> Table:
-    """A row for each pair of raters, with the 95% interval of kappa; the others are in the reports."""
+    """Return a row for each pair of raters, with the 95% interval of kappa; the others are in the reports."""
     table = Table(title=escape(title), title_justify="left", box=box.SIMPLE)
     table.add_column("", no_wrap=True)
     for name in ("kappa", "interval", *FIGURES[1:], "n"):
@@ -31,7 +31,7 @@ def figure_table(title: str, rows: Mapping[str, Mapping[str, Figure]]) -> Table:
 
 
 def confusion_table(confusion: Confusion, rows: str, columns: str) -> Table:
-    """Counts, with who is in the rows and who in the columns."""
+    """Return the counts as a table; `rows` and `columns` name the raters."""
     table = Table(title=f"{escape(rows)} (rows), {escape(columns)} (columns)", title_justify="left")
     table.add_column("")
     for label in confusion.labels:
@@ -55,7 +55,7 @@ def dimension_rows(entry: DimensionReport) -> dict[str, Mapping[str, Figure]]:
 
 
 def print_item(console: Console, head: str, item: JudgeItem) -> None:
-    """A reply to read, shortened."""
+    """Print a reply, shortened."""
     texts = {"seeker": item.scenario.query, "response": item.sections.response}
     console.print(f"\n[bold]{escape(head)}[/bold]")
     for name, text in texts.items():

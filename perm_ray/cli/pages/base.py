@@ -1,4 +1,4 @@
-"""HTML pages from templates. Texts of models and people go into them, so escaping is decided here, once."""
+"""Load the templates of HTML pages. Texts of models and people go into them, so escaping is decided here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 
 def page_template(file: Path, filters: Mapping[str, Callable[..., Any]]) -> Template:
-    """The template `file`, with `filters`: everything is escaped, and a name without a value is an error."""
+    """Load the template `file`: everything is escaped, and a name without a value is an error."""
     environment = Environment(
         loader=FileSystemLoader(file.parent),
         autoescape=True,

@@ -1,4 +1,4 @@
-"""The calibration report as one HTML page, for people who never open a terminal.
+"""Make the calibration report one HTML page, for people who never open a terminal.
 
 Self-contained: no script, no font, no image from elsewhere, and a policy in the page that forbids them.
 Every text of the data goes through Jinja's escaping; the template draws, as SVG in the page's colours.
