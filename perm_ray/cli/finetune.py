@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,6 @@ from perm_ray.cli.train import resumed_config
 from perm_ray.cluster.session import authenticate
 from perm_ray.config.load import load_config
 from perm_ray.config.schema import Config
-from perm_ray.errors import Interrupted
 
 if TYPE_CHECKING:
     from perm_ray.runs.finetune import Examples
@@ -56,22 +54,19 @@ def run(arguments: Sequence[str]) -> int:
     if options.dry_run:
         print(describe(config, examples), end="")
         return 0
-    return train_on(config, examples, options.resume, "finetune")
+    train_on(config, examples, options.resume)
+    return 0
 
 
-def train_on(config: Config, examples: Examples, resume: Path | None, verb: str) -> int:
-    """Train until the end or a signal; returns the exit code."""
+def train_on(config: Config, examples: Examples, resume: Path | None) -> Path:
+    """Train until the end; returns the run directory. A signal raises `Interrupted`."""
     from perm_ray.runs.finetune import finetune
     from perm_ray.runs.signals import StopSignals
 
     with StopSignals() as stop:
-        try:
-            directory = finetune(config, examples, resume, stop)
-        except Interrupted as error:
-            print(f"perm-ray {verb}: {error}", file=sys.stderr)
-            return 128 + (stop.received or 0)
+        directory = finetune(config, examples, resume, stop)
     print(f"Model:  {directory.path / 'model'}")
-    return 0
+    return directory.path
 
 
 def demonstrations(config: Config) -> Examples:
@@ -81,7 +76,7 @@ def demonstrations(config: Config) -> Examples:
     from perm_ray.files import text_digest
     from perm_ray.models.chat import ChatRenderer
     from perm_ray.models.resolve import resolve_model
-    from perm_ray.runs.examples import demonstration_units, heldout_scenarios
+    from perm_ray.runs.examples import demonstration_units, heldout_scenarios, learned_from
     from perm_ray.runs.finetune import Examples, check_finetune
 
     check_finetune(config)
@@ -95,12 +90,12 @@ def demonstrations(config: Config) -> Examples:
     units = demonstration_units(
         rows.items, template, prompt.prefix, renderer, prompt.max_tokens, settings.max_tokens
     )
-    measured = [scenario.scenario_id in heldout for scenario in scenarios]
-    learned = [unit for unit, held in zip(units, measured, strict=True) if not held]
+    pairs = list(zip(scenarios, units, strict=True))
+    learned = [unit for scenario, unit in pairs if learned_from(scenario.scenario_id, heldout, settings)]
     return Examples(
         model=model,
         epochs=[learned] * settings.epochs,
-        heldout=[unit for unit, held in zip(units, measured, strict=True) if held],
+        heldout=[unit for scenario, unit in pairs if scenario.scenario_id in heldout],
         contents={"demonstrations": text_digest(repr(rows)), "prompt template": template.digest_of_all},
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,12 +18,17 @@ from perm_ray.config.schema import Config
 from perm_ray.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from perm_ray.evaluation.calibration.figures import Judgments
+    from perm_ray.evaluation.calibration.labelled import LabelledItem, LabelledSet
     from perm_ray.judges.perspective import Perspective
     from perm_ray.models.chat import ChatRenderer
     from perm_ray.runs.examples import Unit
     from perm_ray.runs.finetune import Examples
 
 _DATA = "builtin:graded"
+_FEW = 50  # rows: a judge that learned from fewer is made, with a warning
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -35,7 +41,10 @@ def run(arguments: Sequence[str]) -> int:
     if options.dry_run:
         print(describe(config, examples), end="")
         return 0
-    return train_on(config, examples, options.resume, "judge train")
+    directory = train_on(config, examples, options.resume)
+    if examples.task == "supervised" and examples.heldout:
+        compare(config, name, directory)
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -111,7 +120,8 @@ def _ratings(
     from perm_ray.evaluation.calibration.labelled import check_perspectives
     from perm_ray.evaluation.calibration.labels import read_labels
     from perm_ray.files import text_digest
-    from perm_ray.runs.examples import heldout_scenarios, rating_units
+    from perm_ray.runs.examples import heldout_scenarios, learned_from
+    from perm_ray.runs.rating_examples import rating_units
 
     settings, seed = config.finetune, config.run.seed
     labelled = read_labels(file, "jsonl")
@@ -119,10 +129,9 @@ def _ratings(
     scenarios = [row.item.scenario for row in labelled.items]
     heldout = heldout_scenarios(scenarios, read_examples(file).splits, settings.heldout_share, seed)
 
-    def units(held: bool, pass_seed: str) -> list[Unit]:
-        rows = [row for row in labelled.items if (row.item.scenario.scenario_id in heldout) == held]
+    def units(chosen: Sequence[LabelledItem], pass_seed: str) -> list[Unit]:
         return rating_units(
-            rows,
+            chosen,
             labelled.dimensions,
             config.judges,
             perspectives,
@@ -132,8 +141,13 @@ def _ratings(
             every_criterion=False,
         )
 
-    epochs = [units(held=False, pass_seed=f"{seed}/{epoch}") for epoch in range(settings.epochs)]
-    return epochs, units(held=True, pass_seed=str(seed)), text_digest(repr(labelled))
+    def learned(row: LabelledItem) -> bool:
+        return learned_from(row.item.scenario.scenario_id, heldout, settings)
+
+    train = [row for row in labelled.items if learned(row)]
+    measured = [row for row in labelled.items if row.item.scenario.scenario_id in heldout]
+    epochs = [units(train, f"{seed}/{epoch}") for epoch in range(settings.epochs)]
+    return epochs, units(measured, str(seed)), text_digest(repr(labelled))
 
 
 def _preferences(
@@ -142,7 +156,8 @@ def _preferences(
     """Return the same of pairs."""
     from perm_ray.data.items import read_preferences
     from perm_ray.files import text_digest
-    from perm_ray.runs.examples import heldout_scenarios, preference_units
+    from perm_ray.runs.examples import heldout_scenarios
+    from perm_ray.runs.rating_examples import preference_units
 
     settings, seed = config.finetune, config.run.seed
     pairs, splits = read_preferences(file)
@@ -155,3 +170,64 @@ def _preferences(
 
     epochs = [units(held=False, pass_seed=f"{seed}/{epoch}") for epoch in range(settings.epochs)]
     return epochs, units(held=True, pass_seed=str(seed)), text_digest(repr(pairs))
+
+
+# ---- the report ---------------------------------------------------------------------------------
+
+
+def compare(config: Config, name: str, directory: Path) -> None:
+    """Judge the held-out rows by the model as it was and as it is now; print and write how far each agrees.
+
+    Writes `judge_report.json` into the run directory, and the figures into the model's card.
+    """
+    from rich.console import Console
+
+    from perm_ray.data.graded import examples_file
+    from perm_ray.data.items import read_examples
+    from perm_ray.evaluation.calibration.agreement import Bootstrap
+    from perm_ray.evaluation.calibration.figures import improvements
+    from perm_ray.evaluation.calibration.labels import read_labels
+    from perm_ray.files import write_json_atomic, write_text_atomic
+    from perm_ray.judges.startup import build_perspectives
+    from perm_ray.runs.examples import heldout_scenarios, learned_from
+
+    file, seed = examples_file(config.finetune.data), config.run.seed
+    labelled = read_labels(file, "jsonl")
+    scenarios = [row.item.scenario for row in labelled.items]
+    heldout = heldout_scenarios(scenarios, read_examples(file).splits, config.finetune.heldout_share, seed)
+    learned = sum(learned_from(each.scenario_id, heldout, config.finetune) for each in scenarios)
+    rows = tuple(row for row in labelled.items if row.item.scenario.scenario_id in heldout)
+    labelled = replace(labelled, items=rows)
+    trained = replace(config.models[name], model=str(directory / "model"), adapter=None)
+    console = Console()
+    judged = []
+    for when, models in (("before", config.models), ("after", {**config.models, name: trained})):
+        console.print(f"Judging {len(rows)} held-out replies by the model {when} training.")
+        judged.append(_judged(replace(config, models=models), labelled, console))
+    scales = {key: perspective.scale for key, perspective in build_perspectives(config.judges).items()}
+    found = improvements(labelled, judged[0], judged[1], scales, Bootstrap(seed=seed))
+    table = [f"{'':<14}{'':<10}{'before':<24}{'after':<24}change (95% interval over scenarios)"]
+    for dimension, figures in found.items():
+        for figure, (before, after, change) in figures.items():
+            table.append(f"{dimension:<14}{figure:<10}{before!s:<24}{after!s:<24}{change}")
+            if change.low is not None and change.high is not None and change.low <= 0 <= change.high:
+                table[-1] += "  the interval spans zero: no change is shown"
+    console.print("\n".join(table), markup=False, highlight=False, soft_wrap=True)
+    write_json_atomic(directory / "judge_report.json", {"rows": len(rows), "figures": found})
+    warning = f"It learned from {learned} rows only, fewer than {_FEW}: trust it little."
+    few = "" if learned >= _FEW else f"\n{warning}\n"
+    card = f"# A judge, trained from {config.finetune.data}\n{few}\n```text\n" + "\n".join(table) + "\n```\n"
+    write_text_atomic(directory / "model" / "README.md", card)
+    if few:
+        console.print(few.strip(), markup=False)
+
+
+def _judged(config: Config, labelled: LabelledSet, console: Console) -> Judgments:
+    from rich.progress import track
+
+    from perm_ray.cli.judging.judges_up import judges_up
+
+    items = [row.item for row in labelled.items]
+    with judges_up(config) as judges:
+        done = track(judges.judge(items), "judging", total=len(items), console=console, transient=True)
+        return {item.item_id: judgments for item, judgments in done}
