@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import sys
+from pathlib import Path
 
 from perm_ray.cli.train import resumed_config
 from perm_ray.config.load import dump_config, load_config
 from perm_ray.config.schema import Config
 from perm_ray.data.graded import read_demonstrations
 from perm_ray.data.prompts import load_template
-from perm_ray.errors import Interrupted
 from perm_ray.files import text_digest
 from perm_ray.models.chat import ChatRenderer
 from perm_ray.models.resolve import resolve_model
-from perm_ray.runs.examples import batches_of, demonstration_units, heldout_scenarios
+from perm_ray.runs.examples import batches_of, demonstration_units, heldout_scenarios, learned_from
 from perm_ray.runs.finetune import Examples, check_finetune, finetune
 from perm_ray.runs.signals import StopSignals
 
@@ -22,7 +21,8 @@ from perm_ray.runs.signals import StopSignals
 def run(options: argparse.Namespace) -> int:
     """Fine-tune a policy, or say what would be run."""
     config = config_of(options, "builtin:demos")
-    return train_on(options, config, demonstrations(config), "finetune")
+    train_on(options, config, demonstrations(config))
+    return 0
 
 
 def config_of(options: argparse.Namespace, data: str) -> Config:
@@ -33,19 +33,15 @@ def config_of(options: argparse.Namespace, data: str) -> Config:
     return load_config(options.config or "finetune", [f"finetune.data={data}", *chosen, *options.overrides])
 
 
-def train_on(options: argparse.Namespace, config: Config, examples: Examples, verb: str) -> int:
-    """Train until the end or a signal, or describe it for `--dry-run`; returns the exit code."""
+def train_on(options: argparse.Namespace, config: Config, examples: Examples) -> Path | None:
+    """Train until the end; returns the run directory, None for `--dry-run`. A signal raises `Interrupted`."""
     if options.dry_run:
         print(_describe(config, examples), end="")
-        return 0
+        return None
     with StopSignals() as stop:
-        try:
-            directory = finetune(config, examples, options.resume, stop)
-        except Interrupted as error:
-            print(f"perm-ray {verb}: {error}", file=sys.stderr)
-            return 128 + (stop.received or 0)
+        directory = finetune(config, examples, options.resume, stop)
     print(f"Model:  {directory.path / 'model'}")
-    return 0
+    return directory.path
 
 
 def demonstrations(config: Config) -> Examples:
@@ -61,12 +57,12 @@ def demonstrations(config: Config) -> Examples:
     units = demonstration_units(
         rows.items, template, prompt.prefix, renderer, prompt.max_tokens, settings.max_tokens
     )
-    measured = [scenario.scenario_id in heldout for scenario in scenarios]
-    learned = [unit for unit, held in zip(units, measured, strict=True) if not held]
+    pairs = list(zip(scenarios, units, strict=True))
+    learned = [unit for scenario, unit in pairs if learned_from(scenario.scenario_id, heldout, settings)]
     return Examples(
         model=model,
         epochs=[learned] * settings.epochs,
-        heldout=[unit for unit, held in zip(units, measured, strict=True) if held],
+        heldout=[unit for scenario, unit in pairs if scenario.scenario_id in heldout],
         contents={"demonstrations": text_digest(repr(rows)), "prompt template": template.digest_of_all},
     )
 

@@ -247,6 +247,10 @@ class FinetuneConfig:
         lt=1,
         description="share of the scenarios that only measures, where the data do not say which; 0: none",
     )
+    scenarios: Literal["all", "first_half", "second_half"] = Field(
+        default="all",
+        description="which training scenarios: judges of different halves are no copies of each other",
+    )
     every: Int = Field(default=0, ge=0, description="held-out loss every so many steps; 0: before and after")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from perm_ray.cli.judging.judged import judged
+from perm_ray.cli.judging.judged import judge_all
 from perm_ray.cli.judging.tables import confusion_table, dimension_rows, figure_table
 from perm_ray.cli.pages.calibration_page import calibration_page
 from perm_ray.config.load import load_config
@@ -40,8 +40,7 @@ def run(options: argparse.Namespace) -> int:
     labelled = _read(options, config)
     console = Console()
     config = only_needed(config, {d.perspective for d in labelled.dimensions if d.perspective})
-    with judged(config, [each.item for each in labelled.items], console) as judgments_of:
-        judgments = {item.item_id: by_perspective for item, by_perspective in judgments_of}
+    judgments = judge_all(config, [each.item for each in labelled.items], console)
     scales = {name: each.scale for name, each in build_perspectives(config.judges).items()}
     modes = {name: pool.scoring.mode for name, pool in config.judges.pools.items()}
     report = calibrate(labelled, judgments, scales, modes, Bootstrap(seed=config.run.seed))

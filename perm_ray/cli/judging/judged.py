@@ -31,3 +31,11 @@ def judged(
         except SystemError:  # Ray raises it when a signal's exception comes while it waits
             stop.check()
             raise
+
+
+def judge_all(
+    config: Config, items: Sequence[JudgeItem], console: Console
+) -> dict[str, Mapping[str, Judgment]]:
+    """Return the judgments of each item, by its id and by perspective."""
+    with judged(config, items, console) as results:
+        return {item.item_id: judgments for item, judgments in results}

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from perm_ray.cli.judging.judged import judged
+from perm_ray.cli.judging.judged import judge_all
 from perm_ray.config.load import load_config
 from perm_ray.errors import DataError
 from perm_ray.evaluation.probes.probe_report import Outcome, ProbeReport, probe_report
@@ -30,8 +30,7 @@ def run(options: argparse.Namespace) -> int:
     config = load_config(options.config, options.overrides)
     probes = chosen(load_probes(options.probes or BUILTIN_PROBES), options.kinds)
     console = Console()
-    with judged(config, probe_items(probes), console) as judgments_of:
-        judgments = {item.item_id: by_perspective for item, by_perspective in judgments_of}
+    judgments = judge_all(config, probe_items(probes), console)
     report = probe_report(probes, judgments, build_perspectives(config.judges))
     if options.json is not None:
         write_json_atomic(options.json, report.as_dict())

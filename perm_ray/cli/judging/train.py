@@ -8,31 +8,44 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
+from rich.console import Console
+
 from perm_ray.cli.finetune import config_of, train_on
+from perm_ray.cli.judging.judged import judge_all
 from perm_ray.config.schema import Config
 from perm_ray.data.graded import examples_file
 from perm_ray.data.items import has_preferences, read_examples, read_preferences
 from perm_ray.errors import ConfigError, DataError
-from perm_ray.evaluation.calibration.labelled import check_perspectives
+from perm_ray.evaluation.calibration.agreement import Bootstrap
+from perm_ray.evaluation.calibration.figures import improvements
+from perm_ray.evaluation.calibration.labelled import LabelledItem, LabelledSet, check_perspectives
 from perm_ray.evaluation.calibration.labels import read_labels
-from perm_ray.files import text_digest
+from perm_ray.files import text_digest, write_json_atomic, write_text_atomic
 from perm_ray.judges.perspective import Perspective
 from perm_ray.judges.startup import build_perspectives
 from perm_ray.models.chat import ChatRenderer
 from perm_ray.models.resolve import resolve_model
-from perm_ray.runs.examples import Unit, heldout_scenarios, preference_units, rating_units
+from perm_ray.runs.examples import Unit, heldout_scenarios, learned_from
 from perm_ray.runs.finetune import Examples, check_finetune
+from perm_ray.runs.rating_examples import preference_units, rating_units
+
+_FEW = 50  # rows: a judge that learned from fewer is made, with a warning
 
 Units = Callable[[bool, str], list[Unit]]  # of those held out or the others, drawn with a seed
 
 
 def run(options: argparse.Namespace) -> int:
-    """Train a judge, or say what would be run."""
+    """Train a judge and compare it with what it was, or say what would be run."""
     config = config_of(options, "builtin:graded")
-    examples = examples_of(config, trained_model(config, options.model))
-    return train_on(options, config, examples, "judge train")
+    name = trained_model(config, options.model)
+    examples = examples_of(config, name)
+    directory = train_on(options, config, examples)
+    if directory is not None and examples.task == "supervised" and examples.heldout:
+        compare(config, name, directory)
+    return 0
 
 
 def trained_model(config: Config, name: str | None) -> str:
@@ -72,7 +85,7 @@ def examples_of(config: Config, name: str) -> Examples:
     if preferred:
         units, digest = _preferences(config, file, perspectives, renderer)
     else:
-        units, digest = _ratings(config, file, every, perspectives, renderer)
+        units, digest = _ratings(config, every, perspectives, renderer)
     epochs = [units(False, f"{seed}/{epoch}") for epoch in range(settings.epochs)]
     if not preferred and not epochs[0]:
         raise DataError(f"{file} has no rating that a judge of models.{name} could learn from.")
@@ -85,22 +98,22 @@ def examples_of(config: Config, name: str) -> Examples:
 
 def _ratings(
     config: Config,
-    file: Path,
     every: Mapping[str, Perspective],
     perspectives: Mapping[str, Perspective],
     renderer: ChatRenderer,
 ) -> tuple[Units, str]:
     """Return the maker of the units, and the digest of the data."""
-    settings, seed = config.finetune, config.run.seed
-    labelled = read_labels(file, "jsonl")
+    settings = config.finetune
+    labelled, heldout = _labelled(config)
     check_perspectives(labelled.dimensions, every)
-    scenarios = [row.item.scenario for row in labelled.items]
-    heldout = heldout_scenarios(scenarios, read_examples(file).splits, settings.heldout_share, seed)
+
+    def chosen(row: LabelledItem, held: bool) -> bool:
+        name = row.item.scenario.scenario_id
+        return name in heldout if held else learned_from(name, heldout, settings)
 
     def units(held: bool, pass_seed: str) -> list[Unit]:
-        rows = [row for row in labelled.items if (row.item.scenario.scenario_id in heldout) == held]
         return rating_units(
-            rows,
+            [row for row in labelled.items if chosen(row, held)],
             labelled.dimensions,
             config.judges,
             perspectives,
@@ -111,6 +124,14 @@ def _ratings(
         )
 
     return units, text_digest(repr(labelled))
+
+
+def _labelled(config: Config) -> tuple[LabelledSet, set[str]]:
+    """Return the rated replies, and the ids of the scenarios that only measure."""
+    file, share = examples_file(config.finetune.data), config.finetune.heldout_share
+    labelled = read_labels(file, "jsonl")
+    scenarios = [row.item.scenario for row in labelled.items]
+    return labelled, heldout_scenarios(scenarios, read_examples(file).splits, share, config.run.seed)
 
 
 def _preferences(
@@ -127,3 +148,40 @@ def _preferences(
         return preference_units(chosen, config.judges, perspectives, renderer, pass_seed, settings.max_tokens)
 
     return units, text_digest(repr(pairs))
+
+
+# ---- the report ---------------------------------------------------------------------------------
+
+
+def compare(config: Config, name: str, directory: Path) -> None:
+    """Judge the held-out rows by the model as it was and as it is now; print and write how far each agrees.
+
+    Writes `judge_report.json` into the run directory, and the figures into the model's card.
+    """
+    labelled, heldout = _labelled(config)
+    scenarios = [row.item.scenario.scenario_id for row in labelled.items]
+    learned = sum(learned_from(scenario, heldout, config.finetune) for scenario in scenarios)
+    rows = tuple(row for row in labelled.items if row.item.scenario.scenario_id in heldout)
+    labelled = replace(labelled, items=rows)
+    trained = replace(config.models[name], model=str(directory / "model"), adapter=None)
+    console = Console()
+    judged = []
+    for when, models in (("before", config.models), ("after", {**config.models, name: trained})):
+        console.print(f"Judging {len(rows)} held-out replies by the model {when} training.")
+        judged.append(judge_all(replace(config, models=models), [row.item for row in rows], console))
+    scales = {key: perspective.scale for key, perspective in build_perspectives(config.judges).items()}
+    found = improvements(labelled, judged[0], judged[1], scales, Bootstrap(seed=config.run.seed))
+    table = [f"{'':<14}{'':<10}{'before':<24}{'after':<24}change (95% interval over scenarios)"]
+    for dimension, figures in found.items():
+        for figure, (before, after, change) in figures.items():
+            table.append(f"{dimension:<14}{figure:<10}{before!s:<24}{after!s:<24}{change}")
+            if change.low is not None and change.high is not None and change.low <= 0 <= change.high:
+                table[-1] += "  the interval spans zero: no change is shown"
+    console.print("\n".join(table), markup=False, highlight=False, soft_wrap=True)
+    write_json_atomic(directory / "judge_report.json", {"rows": len(rows), "figures": found})
+    warning = f"It learned from {learned} rows only, fewer than {_FEW}: trust it little."
+    few = "" if learned >= _FEW else f"\n{warning}\n"
+    card = f"# A judge, trained from {config.finetune.data}\n{few}\n```text\n" + "\n".join(table) + "\n```\n"
+    write_text_atomic(directory / "model" / "README.md", card)
+    if few:
+        console.print(few.strip(), markup=False)

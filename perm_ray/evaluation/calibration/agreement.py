@@ -141,6 +141,19 @@ def judge_margin(judged: Array, ratings: Array, scale: Scale, bootstrap: Bootstr
     return _figures(terms, scale, bootstrap)
 
 
+def improvement(
+    before: Array, after: Array, consensus: Array, scale: Scale, clusters: Sequence[str], bootstrap: Bootstrap
+) -> dict[str, Figure]:
+    """Return how much more the second judge agrees with people than the first: above 0, it does.
+
+    Paired: the same items and the same resamples, which are drawn over `clusters` (the items' scenarios),
+    since the replies to one scenario are no independent witnesses. All of shape (items,), on `scale`.
+    """
+    both = np.isnan(before) | np.isnan(after)
+    people = np.where(both, np.nan, consensus)
+    return _figures([_Term(1.0, after, people), _Term(-1.0, before, people)], scale, bootstrap, clusters)
+
+
 def confusion(human: Array, judged: Array, scale: Scale) -> Confusion:
     """How often each human level meets each level of the judge; both of shape (items,), on `scale`."""
     from sklearn.metrics import confusion_matrix
@@ -176,10 +189,13 @@ def _one_against_others(ratings: Array) -> list[_Term]:
     ]
 
 
-def _figures(terms: Sequence[_Term], scale: Scale, bootstrap: Bootstrap) -> dict[str, Figure]:
+def _figures(
+    terms: Sequence[_Term], scale: Scale, bootstrap: Bootstrap, clusters: Sequence[str] = ()
+) -> dict[str, Figure]:
     if not terms:
         return dict.fromkeys(FIGURES, Figure(None, None, None, 0, "there are not two human raters"))
-    counts = resampling.draw_counts(len(terms[0].first), bootstrap.num_resamples, bootstrap.seed)
+    names, cluster_of = np.unique(clusters or range(len(terms[0].first)), return_inverse=True)
+    counts = resampling.draw_counts(len(names), bootstrap.num_resamples, bootstrap.seed)[:, cluster_of]
     return {name: _figure(name, terms, scale, counts, bootstrap) for name in FIGURES}
 
 

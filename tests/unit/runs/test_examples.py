@@ -22,10 +22,8 @@ from perm_ray.runs.examples import (
     batches_of,
     demonstration_units,
     heldout_scenarios,
-    rating_units,
-    soft_target,
-    target_sequences,
 )
+from perm_ray.runs.rating_examples import rating_units, soft_target, target_sequences
 from perm_ray.trainer.batching import TrainSequence
 from perm_ray.types import JudgeItem, Scale, Sections
 

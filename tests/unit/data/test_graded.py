@@ -1,0 +1,75 @@
+"""The graded answers keep to their rules, and the demonstrations are the best of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from perm_ray.data.graded import DEMOS, GRADED, examples_file, read_demonstrations
+from perm_ray.data.items import read_examples
+from perm_ray.errors import DataError
+from tests.support import graded_set as rules
+
+ROWS = rules.graded_rows()
+
+
+def test_there_are_enough_scenarios_with_enough_answers() -> None:
+    answers = Counter(row["id"].partition("/")[0] for row in ROWS)
+    heldout = {row["id"].partition("/")[0] for row in ROWS if row["split"] == "heldout"}
+    assert len(answers) >= rules.MIN_SCENARIOS
+    assert len(heldout) >= rules.MIN_HELDOUT
+    assert min(answers.values()) >= rules.MIN_ANSWERS
+
+
+def test_a_tenth_is_in_six_other_languages() -> None:
+    languages = Counter(row["language"] for row in ROWS)
+    assert len(languages) >= 7
+    assert 0.07 <= 1 - languages["en"] / len(ROWS) <= 0.15
+
+
+@pytest.mark.parametrize("name", rules.GRADES)
+def test_no_grade_follows_from_the_length(name: str) -> None:
+    assert abs(rules.length_rhos(ROWS)[name]) < rules.MAX_LENGTH_RHO
+
+
+def test_no_grade_follows_from_another() -> None:
+    assert max(rules.pair_rhos(ROWS).values()) < rules.MAX_PAIR_RHO
+
+
+def test_no_two_answers_share_a_sentence_or_are_nearly_the_same() -> None:
+    assert list(rules.shared_sentences([row for row in ROWS if row["kind"] not in rules.COPIES])) == []
+    assert list(rules.near_duplicates(ROWS)) == []
+
+
+def test_grades_are_on_their_scales_and_add_up() -> None:
+    for row in ROWS:
+        assert all(
+            rules.grade(row, name) in range(1, 6) for name in ("resonation", "expression", "reception")
+        )
+        criteria = [name for name in row["labels"] if name.startswith("bystander.")]
+        points = [rules.grade(row, name) for name in criteria]
+        assert len(points) == 5
+        assert all(point in range(21) for point in points)
+        assert sum(points) == rules.grade(row, "bystander")
+        assert row["reason"].strip()
+
+
+def test_the_set_reads_as_ratings_and_scenarios_keep_to_one_split() -> None:
+    examples = read_examples(examples_file(GRADED))
+    assert len(examples.items) == len(ROWS)
+    assert set(examples.splits.values()) == {"train", "heldout"}
+
+
+def test_demonstrations_are_the_best_answers() -> None:
+    demos = read_demonstrations(DEMOS)
+    by_id = {row["id"]: row for row in ROWS}
+    assert len(demos.items) >= 150
+    for item in demos.items:
+        assert rules.grade(by_id[item.item_id], "expression") >= 4
+        assert item.sections.valid
+
+
+def test_an_unknown_set_is_refused() -> None:
+    with pytest.raises(DataError, match="builtin:graded and builtin:demos"):
+        examples_file("builtin:grades")
