@@ -7,8 +7,8 @@ What is trained is the very query that scoring mode `expected` makes; the result
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -16,12 +16,13 @@ from rich.console import Console
 from perm_ray.cli.finetune import config_of, train_on
 from perm_ray.cli.judging.judged import judge_all
 from perm_ray.config.schema import Config
+from perm_ray.config.training import FinetuneConfig
 from perm_ray.data.graded import examples_file
 from perm_ray.data.items import has_preferences, read_examples, read_preferences
 from perm_ray.errors import ConfigError, DataError
 from perm_ray.evaluation.calibration.agreement import Bootstrap
 from perm_ray.evaluation.calibration.figures import improvements
-from perm_ray.evaluation.calibration.labelled import LabelledItem, LabelledSet, check_perspectives
+from perm_ray.evaluation.calibration.labelled import LabelledSet, check_perspectives
 from perm_ray.evaluation.calibration.labels import read_labels
 from perm_ray.files import text_digest, write_json_atomic, write_text_atomic
 from perm_ray.judges.perspective import Perspective
@@ -31,6 +32,7 @@ from perm_ray.models.resolve import resolve_model
 from perm_ray.runs.examples import Unit, heldout_scenarios, learned_from
 from perm_ray.runs.finetune import Examples, check_finetune
 from perm_ray.runs.rating_examples import preference_units, rating_units
+from perm_ray.types import Scenario
 
 _FEW = 50  # rows: a judge that learned from fewer is made, with a warning
 
@@ -107,13 +109,9 @@ def _ratings(
     labelled, heldout = _labelled(config)
     check_perspectives(labelled.dimensions, every)
 
-    def chosen(row: LabelledItem, held: bool) -> bool:
-        name = row.item.scenario.scenario_id
-        return name in heldout if held else learned_from(name, heldout, settings)
-
     def units(held: bool, pass_seed: str) -> list[Unit]:
         return rating_units(
-            [row for row in labelled.items if chosen(row, held)],
+            [row for row in labelled.items if _is_used(row.item.scenario, held, heldout, settings)],
             labelled.dimensions,
             config.judges,
             perspectives,
@@ -124,6 +122,12 @@ def _ratings(
         )
 
     return units, text_digest(repr(labelled))
+
+
+def _is_used(scenario: Scenario, held: bool, heldout: Collection[str], settings: FinetuneConfig) -> bool:
+    """Return whether a scenario is one of those that measure (`held`), or of those that are learned from."""
+    name = scenario.scenario_id
+    return name in heldout if held else learned_from(name, heldout, settings)
 
 
 def _labelled(config: Config) -> tuple[LabelledSet, set[str]]:
@@ -144,7 +148,7 @@ def _preferences(
     heldout = heldout_scenarios(scenarios, splits, settings.heldout_share, config.run.seed)
 
     def units(held: bool, pass_seed: str) -> list[Unit]:
-        chosen = [pair for pair in pairs if (pair.better.scenario.scenario_id in heldout) == held]
+        chosen = [pair for pair in pairs if _is_used(pair.better.scenario, held, heldout, settings)]
         return preference_units(chosen, config.judges, perspectives, renderer, pass_seed, settings.max_tokens)
 
     return units, text_digest(repr(pairs))
@@ -178,7 +182,11 @@ def compare(config: Config, name: str, directory: Path) -> None:
             if change.low is not None and change.high is not None and change.low <= 0 <= change.high:
                 table[-1] += "  the interval spans zero: no change is shown"
     console.print("\n".join(table), markup=False, highlight=False, soft_wrap=True)
-    write_json_atomic(directory / "judge_report.json", {"rows": len(rows), "figures": found})
+    plain = {
+        dimension: {name: [asdict(figure) for figure in three] for name, three in figures.items()}
+        for dimension, figures in found.items()
+    }
+    write_json_atomic(directory / "judge_report.json", {"rows": len(rows), "figures": plain})
     warning = f"It learned from {learned} rows only, fewer than {_FEW}: trust it little."
     few = "" if learned >= _FEW else f"\n{warning}\n"
     card = f"# A judge, trained from {config.finetune.data}\n{few}\n```text\n" + "\n".join(table) + "\n```\n"
