@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from perm_ray.cluster.placement import Demand, demands, total
-from perm_ray.cluster.planning.time import trained_tokens
 from perm_ray.config.load import dump_config
+from perm_ray.config.schema import Config
 from perm_ray.runs.run_plan import RunPlan
 
 
@@ -59,3 +60,17 @@ def _resources(rows: Sequence[Demand]) -> list[str]:
 def _own(resources: Mapping[str, float]) -> str:
     """Return the custom resources of a cluster, if any are asked for."""
     return "".join(f"  {name} {amount:g}" for name, amount in resources.items())
+
+
+def trained_tokens(config: Config) -> int:
+    """Tokens of a step's training in one epoch, at most. A prompt that completions share is computed once for
+    those of them that stay together: in a minibatch, a micro-batch and a rank (`trainer/batching.py`)."""
+    rollout, trainer, prompt = config.rollout, config.trainer, config.prompt.max_tokens
+    length, copies = rollout.max_completion_tokens, rollout.completions_per_prompt
+    if trainer.share_prompts:
+        minibatches = trainer.objective.minibatches
+        together = math.ceil(copies / minibatches)  # of a group's completions, in a minibatch
+        part = math.ceil(rollout.prompts_per_step * (prompt + together * length) / trainer.num_ranks)
+        fitting = max(1, (min(trainer.micro_batch_tokens, part) - prompt) // length)
+        copies = min(copies, (copies + minibatches * (fitting - 1)) // fitting)  # however they fall
+    return rollout.prompts_per_step * (copies * prompt + rollout.completions_per_prompt * length)

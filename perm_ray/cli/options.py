@@ -87,8 +87,6 @@ def _plan(parser: ArgumentParser) -> None:
     says = "of one GPU (default: 80; MiB / 1024 of nvidia-smi; a GB is 2^30 bytes)"
     add("--gpu-memory", type=float, default=80.0, help=says, metavar="GB")
     add("--gpus-per-node", type=int, default=8, help="GPUs of one node (default: 8)", metavar="N")
-    says = "host memory of all nodes together (default: this machine's without GPUs, else not checked)"
-    add("--host-memory", type=float, default=None, help=says, metavar="GB")
     _file(parser, "--json", "also write the figures here")
     says = "YAML file (default: configs/local.yaml), and values such as trainer.zero_stage=3"
     add("arguments", nargs="*", help=says, metavar="CONFIG | a.b=c")

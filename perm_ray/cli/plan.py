@@ -11,12 +11,11 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import psutil
 from rich.console import Console
 from rich.table import Table
 
 from perm_ray.cluster.planning.memory import GB, EngineMemory, RankMemory, RankTerms
-from perm_ray.cluster.planning.plan import Machine, Plan, Role, gb, make_plan, term_sizes
+from perm_ray.cluster.planning.plan import Machine, Plan, Role, make_plan, term_sizes
 from perm_ray.config import CONFIGS
 from perm_ray.config.load import load_config
 from perm_ray.errors import ConfigError
@@ -29,21 +28,14 @@ def run(options: argparse.Namespace) -> int:
     given = [*([options.config] if options.config else []), *map(Path, files)]
     if len(given) > 1:
         raise ConfigError(f"One configuration can be planned at a time, found {', '.join(map(str, given))}.")
-    for name in ("gpu_memory", "gpus_per_node", "host_memory"):
+    for name in ("gpu_memory", "gpus_per_node"):
         value = getattr(options, name)
-        if value is not None and value <= 0:
+        if value <= 0:
             raise ConfigError(f"--{name.replace('_', '-')} must be greater than 0, found {value:g}.")
     overrides = [argument for argument in options.arguments if "=" in argument]
     config = load_config(given[0] if given else CONFIGS / "local.yaml", overrides)
-    host = options.host_memory
-    if host is None and config.trainer.num_gpus == 0:
-        host = psutil.virtual_memory().total / GB
-    machine = Machine(
-        gpu_bytes=int(options.gpu_memory * GB),
-        gpus_per_node=options.gpus_per_node,
-        host_bytes=None if host is None else int(host * GB),
-    )
-    plan = make_plan(config, machine, {})
+    machine = Machine(int(options.gpu_memory * GB), options.gpus_per_node)
+    plan = make_plan(config, machine)
     _print(plan, Console(width=None if sys.stdout.isatty() else 132))
     if options.json is not None:
         write_json_atomic(options.json, _figures(plan))
@@ -70,7 +62,6 @@ def _print(plan: Plan, console: Console) -> None:
             _add_row(tables[-1], terms.phase, role, terms, {})
     for table in tables:
         console.print(table)
-    console.print(f"Host memory of all nodes together: {gb(plan.host_total)}", highlight=False)
     for kind, sentences in (("Note", plan.notes), ("Does not fit", plan.problems)):
         for sentence in sentences:
             console.print(f"{kind}: {sentence}", highlight=False, markup=False)
@@ -112,7 +103,6 @@ def _figures(plan: Plan) -> dict[str, object]:
             }
             for role in plan.roles
         ],
-        "host_bytes": plan.host_total,
         "problems": list(plan.problems),
         "notes": list(plan.notes),
     }

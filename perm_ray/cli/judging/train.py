@@ -21,7 +21,7 @@ from perm_ray.data.graded import examples_file
 from perm_ray.data.items import has_preferences, read_examples, read_preferences
 from perm_ray.errors import ConfigError, DataError
 from perm_ray.evaluation.calibration.agreement import Bootstrap
-from perm_ray.evaluation.calibration.figures import improvements
+from perm_ray.evaluation.calibration.comparison import improvements
 from perm_ray.evaluation.calibration.labelled import LabelledSet, check_perspectives
 from perm_ray.evaluation.calibration.labels import read_labels
 from perm_ray.files import text_digest, write_json_atomic, write_text_atomic

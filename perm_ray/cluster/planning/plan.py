@@ -1,22 +1,18 @@
-"""The plan of a configuration: each role's memory against what it has, who sits on which GPU, a step's time.
+"""Plan a configuration: hold each role's memory against what it has, before there is a machine.
 
-`make_plan` puts `memory.py`, `layout.py` and `time.py` together over a whole `Config`; `perm_ray/cli/plan.py`
-prints it. What can never be placed raises `ConfigError` at once; what is too large is in the plan, as
-`problems`, so that the figures can be shown with it.
+`make_plan` puts `memory.py` and `shapes.py` together over a whole `Config`; `perm_ray/cli/plan.py` prints it.
+What can never be placed raises `ConfigError` at once; what is too large is in the plan, as `problems`, so
+that the figures can be shown with it.
 """
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from perm_ray.cluster.placement import check_trainer
-from perm_ray.cluster.planning.advice import engine_advice, engine_budget, engine_fits, trainer_advice
-from perm_ray.cluster.planning.layout import Seat, check_engine, check_nodes, seat
+from perm_ray.cluster.placement import check_engine_gpus, check_trainer, demands, total
 from perm_ray.cluster.planning.memory import (
     GB,
-    PROCESS_BYTES,
     EngineMemory,
     RankMemory,
     RankTerms,
@@ -24,21 +20,20 @@ from perm_ray.cluster.planning.memory import (
     rank_memory,
 )
 from perm_ray.cluster.planning.shapes import ModelShape, model_shape
-from perm_ray.cluster.planning.time import StepTime, step_time
 from perm_ray.config.engines import EngineConfig
 from perm_ray.config.schema import Config
 from perm_ray.config.training import SyncConfig
+from perm_ray.errors import ConfigError
 
 _TIGHT = 0.95  # of a trainer rank's GPU; engines take what they take at their start
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What there is to plan for. `host_bytes` None: host memory is not held against anything."""
+    """The GPUs to plan for."""
 
     gpu_bytes: int = 80 * GB
     gpus_per_node: int = 8
-    host_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -70,50 +65,80 @@ class Role:
 
 @dataclass(frozen=True)
 class Plan:
-    """All of it. `problems` are sentences, the first one the gravest; `notes` are worth knowing."""
+    """The roles' memory. `problems` say what does not fit, worst first; `notes` are worth knowing."""
 
     roles: tuple[Role, ...]
-    seats: tuple[Seat, ...]
-    host_total: int
-    time: StepTime
     problems: tuple[str, ...]
     notes: tuple[str, ...]
 
     @property
     def on_gpus(self) -> bool:
-        return bool(self.seats)
-
-    @property
-    def nodes(self) -> int:
-        return 1 + max((seat.node for seat in self.seats), default=0)
+        return any(role.num_gpus > 0 for role in self.roles)
 
 
 def gb(size: int) -> str:
     return f"{size / GB:.1f} GB"
 
 
-def make_plan(config: Config, machine: Machine, rates: Mapping[str, float]) -> Plan:
-    """`rates` are tokens a second of one GPU (or actor) by role, where they are known. Raises `ConfigError`
-    and `ModelError`."""
+def make_plan(config: Config, machine: Machine) -> Plan:
+    """Compute the plan of a configuration.
+
+    Raises:
+        ConfigError: An actor can never be placed.
+        ModelError: A model's shape is not known.
+    """
     judges = {name: model_shape(engine.model) for name, engine in config.judge_engines.items()}
     policy = model_shape(config.policy.model)
     check_trainer(config)
     check_engine("rollout.engine", config.rollout.engine, policy, machine.gpus_per_node)
     for name, engine in config.judge_engines.items():
         check_engine(f"models.{name}", engine, judges[name], machine.gpus_per_node)
+    _check_machine(config, machine.gpus_per_node)
     roles = _roles(config, machine, policy, judges)
-    actors = [(f"{r.name} {i}", r.num_gpus) for r in roles if r.num_gpus > 0 for i in range(r.count)]
-    seats = seat(actors, machine.gpus_per_node)
-    check_nodes(config, seats, machine.gpus_per_node)
-    host = _host_total(config, roles)
-    problems = _problems(config, machine, roles)
-    if machine.host_bytes is not None and host > machine.host_bytes:
-        problems.append(
-            f"The run takes {gb(host)} of host memory and there are {gb(machine.host_bytes)}: "
-            f"{_host_advice(roles)}, or give --host-memory."
+    return Plan(roles, tuple(_problems(config, roles)), tuple(_notes(config, roles)))
+
+
+# ---- what can be placed at all ----------------------------------------------------------------
+
+
+def check_engine(key: str, engine: EngineConfig, shape: ModelShape, gpus_per_node: int) -> None:
+    """Refuse an engine that no GPUs can hold, however large. `key` is its section. Raises `ConfigError`."""
+    parallel, gpus = engine.tensor_parallel_size, engine.num_gpus
+    if gpus == 0:
+        return
+    check_engine_gpus(key, engine)
+    if gpus > gpus_per_node:
+        raise ConfigError(
+            f"{key}.num_gpus must be at most the {gpus_per_node} GPUs of a node, found {gpus:g}: an engine "
+            "cannot span nodes; lower it, or give --gpus-per-node."
         )
-    time = step_time(config, policy, judges, rates)
-    return Plan(roles, seats, host, time, tuple(problems), tuple(_notes(config, roles, seats)))
+    for what, size in (("heads", shape.heads), ("the MLP's width", shape.intermediate)):
+        if size % parallel:
+            raise ConfigError(
+                f"{key}.tensor_parallel_size must divide {what} of the model, {size}, found {parallel}: set "
+                f"it to {_divisor(shape, parallel)}."
+            )
+    if shape.kv_heads % parallel and parallel % shape.kv_heads:
+        raise ConfigError(
+            f"{key}.tensor_parallel_size must divide the model's {shape.kv_heads} key-value heads, or be a "
+            f"multiple of them, found {parallel}: set it to {_divisor(shape, parallel)}."
+        )
+
+
+def _divisor(shape: ModelShape, below: int) -> int:
+    """The largest size under `below` that fits the model."""
+    sizes = (shape.heads, shape.intermediate, shape.kv_heads)
+    return next(size for size in range(below - 1, 0, -1) if all(n % size == 0 for n in sizes))
+
+
+def _check_machine(config: Config, gpus_per_node: int) -> None:
+    """Refuse more GPUs than one machine has, where a private cluster is to hold the run."""
+    gpus = total(demands(config)).get("GPU", 0.0)
+    if config.ray.address is None and gpus > gpus_per_node:
+        raise ConfigError(
+            f"The run's actors take {gpus:g} GPUs, and ray.address: null is one machine of {gpus_per_node}: "
+            "set ray.address to a cluster's, lower replicas and trainer.num_ranks, or give --gpus-per-node."
+        )
 
 
 # ---- memory ---------------------------------------------------------------------------------
@@ -123,7 +148,7 @@ def _engine_role(
     name: str, model: str, shape: ModelShape, engine: EngineConfig, machine: Machine, sync: SyncConfig | None
 ) -> Role:
     memory = engine_memory(shape, engine, machine.gpu_bytes, sync)
-    budget = engine_budget(engine, machine.gpu_bytes) if engine.num_gpus > 0 else None
+    budget = int(min(1.0, engine.num_gpus) * machine.gpu_bytes) if engine.num_gpus > 0 else None
     return Role(name, model, engine.replicas, engine.num_gpus, shape, memory, budget)
 
 
@@ -156,20 +181,20 @@ def _engines(config: Config) -> dict[str, tuple[str, EngineConfig]]:
     return found
 
 
-def _problems(config: Config, machine: Machine, roles: tuple[Role, ...]) -> list[str]:
-    """A sentence for each role that does not fit: what, how much, what to change."""
+def _problems(config: Config, roles: tuple[Role, ...]) -> list[str]:
+    """Return a sentence for each role that does not fit: what, how much, which keys change it."""
     engines, found = _engines(config), []
     for role in roles:
         if isinstance(role.memory, RankMemory):
             if role.budget is not None and role.total > role.budget:
-                advice = trainer_advice(role.shape, config.trainer, config.sync, longest(config), role.budget)
                 found.append(
                     f"A trainer rank of {role.model} takes {gb(role.total)} in its {role.memory.peak.phase} "
-                    f"and has {gb(role.budget)}: {advice}."
+                    f"and has {gb(role.budget)}: shard more (trainer.zero_stage=3, trainer.num_ranks), lower "
+                    "trainer.micro_batch_tokens, or train an adapter (trainer.lora.rank)."
                 )
             continue
         key, engine = engines[role.name]
-        if engine_fits(role.memory, role.budget if role.budget is not None else role.total):
+        if role.memory.sequences >= 1 and (role.budget is None or role.total <= role.budget):
             continue
         if role.budget is None:
             found.append(
@@ -177,45 +202,23 @@ def _problems(config: Config, machine: Machine, roles: tuple[Role, ...]) -> list
                 f"no sequence of {engine.max_model_len} tokens: raise {key}.kv_cache_gb."
             )
             continue
-        sync = config.sync if key == "rollout.engine" else None
-        advice = engine_advice(key, role.shape, engine, machine.gpu_bytes, machine.gpus_per_node, sync)
+        what = f"takes {gb(role.total)}"
         if role.memory.sequences < 1:
             what = (
                 f"needs {gb(role.memory.without_cache)} before its KV cache, which is left "
                 f"{gb(max(0, role.memory.kv_cache))}, too little for one sequence of "
                 f"{engine.max_model_len} tokens"
             )
-        else:
-            what = f"takes {gb(role.total)}"
-        found.append(f"The {role.name} of {role.model} {what}, and has {gb(role.budget)}: {advice}.")
+        found.append(
+            f"The {role.name} of {role.model} {what}, and has {gb(role.budget)}: change {key}.kv_cache_gb or "
+            f"{key}.gpu_memory_utilization, lower {key}.max_num_seqs, or give it more GPUs "
+            f"({key}.tensor_parallel_size and {key}.num_gpus)."
+        )
     return found
 
 
-def _host_total(config: Config, roles: tuple[Role, ...]) -> int:
-    """Host memory of the run: its actors where they have no GPU, what ranks keep there beside one, a process
-    for each engine on a GPU, the object store, the driver."""
-    total = int(config.ray.object_store_gb * GB) + PROCESS_BYTES
-    for role in roles:
-        if role.budget is None:
-            total += role.count * role.total
-        elif isinstance(role.memory, RankMemory):
-            total += role.count * role.memory.host
-        else:
-            total += role.count * PROCESS_BYTES
-    return total
-
-
-def _host_advice(roles: tuple[Role, ...]) -> str:
-    largest = max(roles, key=lambda role: role.count * role.total)
-    return {
-        "rollout engine": "lower rollout.engine.replicas or rollout.engine.kv_cache_gb",
-        "trainer rank": "lower trainer.micro_batch_tokens or set trainer.lora.rank=16",
-    }.get(largest.name, "let judge pools share one engine")
-
-
-def _notes(config: Config, roles: tuple[Role, ...], seats: tuple[Seat, ...]) -> list[str]:
+def _notes(config: Config, roles: tuple[Role, ...]) -> list[str]:
     engines, notes = _engines(config), []
-    shared = {(s.node, gpu) for s in seats for gpu in s.gpus if s.share < 1}
     for role in roles:
         if role.name not in engines or not isinstance(role.memory, EngineMemory):
             continue
@@ -225,7 +228,7 @@ def _notes(config: Config, roles: tuple[Role, ...], seats: tuple[Seat, ...]) -> 
                 f"The cache of each {role.name} holds {role.memory.sequences} sequences of full length, "
                 f"fewer than {key}.max_num_seqs={engine.max_num_seqs}: when all are that long, others wait."
             )
-        if shared and 0 < engine.num_gpus < 1 and engine.kv_cache_gb is None:
+        if 0 < engine.num_gpus < 1 and engine.kv_cache_gb is None:
             notes.append(
                 f"{key} shares a GPU: set its kv_cache_gb, since what vLLM measures at its start may be "
                 "disturbed by its neighbour's."
@@ -243,8 +246,6 @@ def _notes(config: Config, roles: tuple[Role, ...], seats: tuple[Seat, ...]) -> 
     return notes
 
 
-# ---- as lines, for a configuration's comments -----------------------------------------------
-
 _ENGINE_TERMS = ("weights", "activations", "graphs", "overhead", "sync_buffers", "kv_cache")
 _RANK_TERMS = ("weights", "optimizer", "gradients", "reference", "activations", "buffers", "overhead")
 
@@ -253,34 +254,3 @@ def term_sizes(terms: EngineMemory | RankTerms) -> dict[str, int]:
     """The terms of a total, in bytes, by name."""
     names = _RANK_TERMS if isinstance(terms, RankTerms) else _ENGINE_TERMS
     return {name.replace("_", " "): getattr(terms, name) for name in names}
-
-
-def plan_lines(plan: Plan) -> list[str]:
-    """The plan's figures, two or three lines a role."""
-    lines = []
-    for role in plan.roles:
-        of = f" of {role.budget / GB:g} GB" if role.budget is not None else ""
-        when = f" in its {role.terms.phase}" if isinstance(role.terms, RankTerms) else ""
-        lines.append(f"{role.actors}: {gb(role.total)}{of}{when}")
-        lines += _listed(term_sizes(role.terms))
-        if isinstance(role.memory, RankMemory):
-            lines += _listed({terms.phase: terms.total for terms in role.memory.phases})
-        else:
-            per_token, sequences = role.memory.kv_bytes_per_token, role.memory.sequences
-            lines.append(f"  {per_token:,} bytes a token; {sequences} sequences of full length")
-    lines += [f"{where}: {', '.join(who)}" for where, who in gpu_rows(plan)]
-    return [*lines, f"step: {plan.time.seconds:.0f} s by assumed rates"]
-
-
-def _listed(sizes: Mapping[str, int]) -> list[str]:
-    text = ", ".join(f"{name} {size / GB:.1f}" for name, size in sizes.items() if size)
-    return textwrap.wrap(text, 96, initial_indent="  ", subsequent_indent="  ")
-
-
-def gpu_rows(plan: Plan) -> list[tuple[str, list[str]]]:
-    """(node and GPU, who sits there), in order."""
-    rows: dict[tuple[int, int], list[str]] = {}
-    for taken in plan.seats:
-        for gpu in taken.gpus:
-            rows.setdefault((taken.node, gpu), []).append(taken.actor)
-    return [(f"node {node} GPU {gpu}", who) for (node, gpu), who in sorted(rows.items())]

@@ -1,4 +1,7 @@
-"""Do two judges, or two rubrics, agree? Two files of `perm-ray judge score`, compared. Pure."""
+"""Compare two judges, or two rubrics: with each other, or both with people. Pure.
+
+`compare_scored` takes two files of `perm-ray judge score`, `improvements` a judge before and after training.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from perm_ray.errors import DataError
-from perm_ray.evaluation.calibration.agreement import Bootstrap, Confusion, Figure, agreement, confusion
+from perm_ray.evaluation.calibration.agreement import (
+    Bootstrap,
+    Confusion,
+    Figure,
+    agreement,
+    confusion,
+    improvement,
+    mean_of_raters,
+)
+from perm_ray.evaluation.calibration.figures import Judgments, judged_on
+from perm_ray.evaluation.calibration.labelled import LabelledSet
 from perm_ray.evaluation.calibration.resampling import Array
 from perm_ray.evaluation.scored import ScoredItem, Setup
 from perm_ray.types import JudgeItem, Scale
@@ -48,6 +61,37 @@ class ComparisonReport:
     perspectives: Mapping[str, PairReport]
     rewards: Mapping[str, Figure]
     contrasts: tuple[Contrast, ...]
+
+
+def improvements(
+    labelled: LabelledSet,
+    before: Judgments,
+    after: Judgments,
+    scales: Mapping[str, Scale],
+    bootstrap: Bootstrap,
+) -> dict[str, dict[str, tuple[Figure, Figure, Figure]]]:
+    """Return two judges' agreement with people, and the change, by dimension and figure (kappa, spearman).
+
+    Args:
+        labelled: Replies that neither judge learned from.
+        before: The first judge's judgments of them.
+        after: The second's.
+        scales: Of the perspectives.
+        bootstrap: How intervals are made; the change's is drawn over scenarios.
+    """
+    clusters = [row.item.scenario.scenario_id for row in labelled.items]
+    found = {}
+    for dimension in labelled.dimensions:
+        name, scale = dimension.perspective, dimension.scale
+        if name is None or name not in scales:
+            continue
+        people = mean_of_raters(labelled.ratings(dimension.name, labelled.raters(dimension.name)))
+        first, second = (judged_on(labelled, each, name, scales[name], scale) for each in (before, after))
+        change = improvement(first, second, people, scale, clusters, bootstrap)
+        own = [agreement(each, people, scale, bootstrap) for each in (first, second)]
+        shown = ("kappa", "spearman")
+        found[dimension.name] = {key: (own[0][key], own[1][key], change[key]) for key in shown}
+    return found
 
 
 def compare_scored(

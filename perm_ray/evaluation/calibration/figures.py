@@ -23,7 +23,6 @@ from perm_ray.evaluation.calibration.agreement import (
     agreement,
     confusion,
     human_line,
-    improvement,
     judge_margin,
     mean_of_raters,
     on_scale,
@@ -154,37 +153,6 @@ def judged_on(
     """A perspective's scores at their place on `target`, shape (items,); nan where there is none."""
     scores = [judgments[item.item.item_id][perspective].score for item in labelled.items]
     return on_scale(np.array([np.nan if s is None else s for s in scores], dtype=float), scale, target)
-
-
-def improvements(
-    labelled: LabelledSet,
-    before: Judgments,
-    after: Judgments,
-    scales: Mapping[str, Scale],
-    bootstrap: Bootstrap,
-) -> dict[str, dict[str, tuple[Figure, Figure, Figure]]]:
-    """Return two judges' agreement with people, and the change, by dimension and figure (kappa, spearman).
-
-    Args:
-        labelled: Replies that neither judge learned from.
-        before: The first judge's judgments of them.
-        after: The second's.
-        scales: Of the perspectives.
-        bootstrap: How intervals are made; the change's is drawn over scenarios.
-    """
-    clusters = [row.item.scenario.scenario_id for row in labelled.items]
-    found = {}
-    for dimension in labelled.dimensions:
-        name, scale = dimension.perspective, dimension.scale
-        if name is None or name not in scales:
-            continue
-        people = mean_of_raters(labelled.ratings(dimension.name, labelled.raters(dimension.name)))
-        first, second = (judged_on(labelled, each, name, scales[name], scale) for each in (before, after))
-        change = improvement(first, second, people, scale, clusters, bootstrap)
-        own = [agreement(each, people, scale, bootstrap) for each in (first, second)]
-        shown = ("kappa", "spearman")
-        found[dimension.name] = {key: (own[0][key], own[1][key], change[key]) for key in shown}
-    return found
 
 
 def metrics(report: CalibrationReport) -> Iterator[tuple[str, float]]:

@@ -13,7 +13,7 @@ import pytest
 
 from perm_ray.cli.main import call
 from perm_ray.cluster.planning.memory import GB, rank_memory
-from perm_ray.cluster.planning.plan import Machine, Plan, make_plan, plan_lines, term_sizes
+from perm_ray.cluster.planning.plan import Machine, Plan, make_plan, term_sizes
 from perm_ray.cluster.planning.shapes import PUBLISHED
 from perm_ray.config import CONFIGS
 from perm_ray.config.load import load_config
@@ -24,20 +24,18 @@ SEVEN, THIRTY_TWO = (str(CONFIGS / name) for name in ON_GPUS)
 
 
 def planned(name: str, *overrides: str, machine: Machine | None = None) -> Plan:
-    return make_plan(load_config(CONFIGS / name, overrides), machine or Machine(), {})
+    return make_plan(load_config(CONFIGS / name, overrides), machine or Machine())
 
 
 # ---- the configurations that come with the project ------------------------------------------
 
 
 @pytest.mark.parametrize("name", ON_GPUS)
-def test_a_gpu_configuration_fits_and_its_comments_are_what_plan_computes(name: str) -> None:
+def test_a_gpu_configuration_fits(name: str) -> None:
     plan = planned(name)
     assert plan.problems == ()
     text = (CONFIGS / name).read_text()
     assert "NOT RUN on a GPU by this project" in text
-    written = [line.removeprefix("# plan: ") for line in text.splitlines() if line.startswith("# plan: ")]
-    assert written == plan_lines(plan)
 
 
 @pytest.mark.parametrize("name", ON_GPUS)
@@ -69,24 +67,10 @@ def test_the_papers_settings_are_in_the_first_of_them() -> None:
     assert len({pool.model for pool in config.judges.pools.values()}) == 4
 
 
-def test_every_gpu_is_taken_once_and_judges_share_theirs() -> None:
-    seven, larger = planned(ON_GPUS[0]), planned(ON_GPUS[1])
-    assert (seven.nodes, larger.nodes) == (1, 2)
-    for plan, gpus in ((seven, 8), (larger, 16)):
-        taken: dict[tuple[int, int], float] = {}
-        for seat in plan.seats:
-            for gpu in seat.gpus:
-                taken[seat.node, gpu] = taken.get((seat.node, gpu), 0) + seat.share
-        assert taken == dict.fromkeys(taken, 1.0)
-        assert len(taken) == gpus
-
-
 def test_the_configuration_for_a_cpu_is_planned_in_host_memory(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("plan", ["--host-memory", "12"]) == 0
-    out = capsys.readouterr().out
-    assert "GB of host memory" in out
+    assert call("plan", []) == 0
+    assert "GB of host memory" in capsys.readouterr().out
     plan = planned("local.yaml")
-    assert 5 * GB < plan.host_total < 12 * GB  # what the README asks for, and what was measured: about 10
     assert {role.budget for role in plan.roles} == {None}
     rank = plan.roles[-1].memory
     trainer = load_config(CONFIGS / "local.yaml").trainer
@@ -107,33 +91,29 @@ def test_the_whole_page_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 REFUSED = {
     "a trainer that does not shard enough": (
         (SEVEN, "trainer.zero_stage=1"),
-        r"A trainer rank of Qwen/Qwen2\.5-7B-Instruct takes [\d.]+ GB in its backward and has 80\.0 GB: set "
-        r"trainer\.zero_stage=3\.",
+        r"A trainer rank of Qwen/Qwen2\.5-7B-Instruct takes [\d.]+ GB in its backward and has 80\.0 GB: "
+        r"shard more \(trainer\.zero_stage=3",
     ),
     "a micro-batch that is too large": (
         (SEVEN, "trainer.micro_batch_tokens=65536"),
-        r"takes [\d.]+ GB in its backward .* set trainer\.micro_batch_tokens=16384\.",
-    ),
-    "activations that are all kept": (
-        (SEVEN, "trainer.gradient_checkpointing=false"),
-        r"set trainer\.gradient_checkpointing=true\.",
+        r"takes [\d.]+ GB in its backward .* lower trainer\.micro_batch_tokens",
     ),
     "a policy trained whole that is too large": (
         (THIRTY_TWO, "trainer.lora.rank=0"),
-        r"trainer\.lora\.rank=16",
+        r"train an adapter \(trainer\.lora\.rank\)",
     ),
     "smaller GPUs": (
         (SEVEN, "--gpu-memory", "40"),
-        r"has 20\.0 GB: set models\.\w+\.kv_cache_gb=2\. \(4 more above\.\)",
+        r"has 20\.0 GB: change models\.\w+\.kv_cache_gb.* \(4 more above\.\)",
     ),
     "a model too large for an engine's GPUs": (
         (THIRTY_TWO, "models.resonation.model=Qwen/Qwen2.5-72B-Instruct"),
-        r"judge engine resonation of .*-72B-Instruct needs 138\.\d GB before its KV cache, .* set "
-        r"models\.resonation\.tensor_parallel_size=4 and models\.resonation\.num_gpus=4\.",
+        r"judge engine resonation of .*-72B-Instruct needs 138\.\d GB before its KV cache, .* more "
+        r"GPUs \(models\.resonation\.tensor_parallel_size and models\.resonation\.num_gpus\)\.",
     ),
     "a cache beyond an engine's share": (
         (SEVEN, "models.resonation.kv_cache_gb=24"),
-        r"takes 40\.9 GB, and has 40\.0 GB: set models\.resonation\.kv_cache_gb=12\.",
+        r"takes 40\.9 GB, and has 40\.0 GB: change models\.resonation\.kv_cache_gb",
     ),
     "an engine that spans other GPUs than it asks for": (
         (THIRTY_TWO, "rollout.engine.num_gpus=4"),
@@ -149,15 +129,11 @@ REFUSED = {
     ),
     "more than one machine has": (
         (SEVEN, "trainer.num_ranks=6"),
-        r"take 2 nodes of 8 GPUs, and ray\.address: null is one machine",
+        r"take 10 GPUs, and ray\.address: null is one machine of 8",
     ),
     "a model that nobody knows": (
         (SEVEN, "policy.model=no-such-org/model"),
         r"is not known.*give the folder",
-    ),
-    "less host memory than a run takes": (
-        ("--host-memory", "4"),
-        r"The run takes [\d.]+ GB of host memory and there are 4\.0 GB: lower trainer\.micro_batch_tokens",
     ),
     "a cache without room for one sequence": (
         ("rollout.engine.kv_cache_gb=0.01",),
@@ -174,37 +150,6 @@ def test_what_cannot_be_is_refused_in_one_sentence(name: str) -> None:
     with pytest.raises(UserError, match=said) as caught:
         call("plan", list(arguments))
     assert "\n" not in str(caught.value)
-
-
-ADVISED = {
-    "stage": (ON_GPUS[0], "trainer.zero_stage=1", "trainer.zero_stage=3"),
-    "ranks": (ON_GPUS[0], "trainer.num_ranks=2", "trainer.num_ranks=4"),
-    "tokens": (ON_GPUS[0], "trainer.micro_batch_tokens=65536", "trainer.micro_batch_tokens=16384"),
-    "cache": (
-        ON_GPUS[0],
-        "models.resonation.kv_cache_gb=24",
-        "models.resonation.kv_cache_gb=12",
-    ),
-    "use": (
-        ON_GPUS[0],
-        "rollout.engine.gpu_memory_utilization=0.2",
-        "rollout.engine.gpu_memory_utilization=0.9",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", ADVISED)
-def test_what_is_advised_is_said_and_helps(name: str) -> None:
-    file, wrong, advised = ADVISED[name]
-    (problem,) = planned(file, wrong).problems
-    assert problem.endswith(f"set {advised}.")
-    assert planned(file, wrong, advised).problems == ()
-
-
-def test_what_nothing_helps_is_told_so() -> None:
-    problems = planned("qwen2.5-7b.yaml", machine=Machine(gpu_bytes=6 * GB)).problems
-    assert len(problems) == 6
-    assert "take a smaller model or GPUs with more memory" in problems[0]
 
 
 def test_a_refusal_comes_after_the_figures(capsys: pytest.CaptureFixture[str]) -> None:

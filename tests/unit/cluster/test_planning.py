@@ -1,5 +1,4 @@
-"""Shapes against published counts; seats and a step's time as `perm_ray/planning` has them, against values
-worked by hand. Memory is in `test_planning_memory.py`."""
+"""Shapes against published counts, and engines that no GPUs can hold (memory: `test_planning_memory.py`)."""
 
 from __future__ import annotations
 
@@ -9,16 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from perm_ray.cluster.planning.layout import Seat, check_engine, seat
+from perm_ray.cluster.planning.plan import check_engine
 from perm_ray.cluster.planning.shapes import PUBLISHED, ModelShape, model_shape, read_shape
-from perm_ray.cluster.planning.time import step_time, trained_tokens
-from perm_ray.config import CONFIGS
 from perm_ray.config.engines import BUILTIN_MODEL, EngineConfig
-from perm_ray.config.load import load_config
 from perm_ray.errors import ConfigError, ModelError
 from perm_ray.models.resolve import cache_dir
-from perm_ray.trainer.batching import plan_step, tokens_of
-from tests.support.sequences import one_turn
 
 # Billions of parameters on the model cards: all, and without embeddings where the card tells.
 CARDS = {
@@ -123,21 +117,7 @@ def test_a_shape_that_cannot_be_known_is_refused(tmp_path: Path) -> None:
             model_shape(str(folder))
 
 
-# ---- layout ---------------------------------------------------------------------------------
-
-
-def test_the_largest_are_seated_first_and_shares_meet_on_one_gpu() -> None:
-    seats = seat([("half 0", 0.5), ("rank 0", 1), ("pair 0", 2), ("half 1", 0.5)], gpus_per_node=4)
-    assert seats == (
-        Seat("half 0", 0, (3,), 0.5),
-        Seat("rank 0", 0, (2,), 1.0),
-        Seat("pair 0", 0, (0, 1), 1.0),
-        Seat("half 1", 0, (3,), 0.5),
-    )
-    assert [s.node for s in seat([("a", 3), ("b", 3), ("c", 1)], gpus_per_node=4)] == [0, 1, 0]
-    assert [s.gpus for s in seat([("a", 0.4), ("b", 0.4), ("c", 0.4)], gpus_per_node=4)] == [(0,), (0,), (1,)]
-    thirds = seat([(str(i), 1 / 3) for i in range(3)], gpus_per_node=1)
-    assert {s.node for s in thirds} == {0}
+# ---- engines ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -171,82 +151,3 @@ def test_an_engine_that_fits_the_model_is_not_refused() -> None:
     odd = replace(QWEN_7B, heads=24, kv_heads=6, intermediate=24)
     with pytest.raises(ConfigError, match="6 key-value heads"):
         check_engine("e", replace(GPU_ENGINE, num_gpus=4, tensor_parallel_size=4), odd, 8)
-
-
-# ---- time -----------------------------------------------------------------------------------
-
-
-def test_a_steps_time_by_hand() -> None:
-    config = load_config(CONFIGS / "qwen2.5-7b.yaml")
-    judges = dict.fromkeys(config.judge_engines, QWEN_7B)
-    time = step_time(config, QWEN_7B, judges, {"rollout": 1024.0, "judge": 1000.0, "train": 2048.0})
-    rollout, judge, train = time.phases
-    assert (rollout.tokens, rollout.seconds) == (64 * 1024, 32.0)  # two GPUs
-    # the completion, an eighth of the scenario, 96 tokens of reason and the score; half a GPU each
-    assert (judge.tokens, judge.tokens_per_s) == (64 * (1024 + 128 + 96 + 5), 500.0)
-    assert (train.tokens, train.seconds) == (64 * 1024 + 8 * 2 * 1024, 10.0)  # four GPUs
-    assert not any(phase.assumed for phase in time.phases)
-    assert time.sync_s == pytest.approx(2 * QWEN_7B.parameters / 5e9)
-    assert time.seconds == pytest.approx(max(32.0, judge.seconds) + 10.0 + time.sync_s)
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        (),
-        ("trainer.share_prompts=false",),
-        ("trainer.micro_batch_tokens=1000",),  # a prompt and three completions
-        ("trainer.micro_batch_tokens=600",),  # less than a sequence
-        ("trainer.num_ranks=3",),
-        ("rollout.prompts_per_step=1", "trainer.num_ranks=4"),
-        ("trainer.objective.minibatches=2",),
-        ("trainer.objective.minibatches=5", "trainer.num_ranks=2"),
-    ],
-    ids=str,
-)
-def test_no_more_is_trained_on_than_planned(overrides: tuple[str, ...]) -> None:
-    """Against the plan of a step itself, with every prompt and completion at full length."""
-    config = load_config(CONFIGS / "local.yaml", overrides)
-    rollout, trainer = config.rollout, config.trainer
-    sequences = [
-        one_turn(
-            (prompt,) * config.prompt.max_tokens,
-            (1,) * rollout.max_completion_tokens,
-            (0.0,) * rollout.max_completion_tokens,
-            1.0,
-        )
-        for prompt in range(rollout.prompts_per_step)
-        for _ in range(rollout.completions_per_prompt)
-    ]
-    minibatches = trainer.objective.minibatches
-    dealt = (sequences, trainer.micro_batch_tokens, trainer.num_ranks, minibatches, "", trainer.share_prompts)
-    plan = plan_step(*dealt)
-    units = [unit for rank in plan for share in rank for micro in share.micro_batches for unit in micro]
-    computed = sum(map(tokens_of, units))
-    assert computed <= trained_tokens(config)
-    if minibatches == 1 and trainer.num_ranks == 1:
-        assert computed == trained_tokens(config)
-
-
-def test_what_is_assumed_grows_with_the_model_and_shrinks_with_the_gpus() -> None:
-    config = load_config(CONFIGS / "qwen2.5-7b.yaml")
-    judges = dict.fromkeys(config.judge_engines, QWEN_7B)
-    small = dict.fromkeys(config.judge_engines, SMALL)
-    more = load_config(CONFIGS / "qwen2.5-7b.yaml", ["rollout.engine.replicas=4", "trainer.num_ranks=8"])
-    seconds = [phase.seconds for phase in step_time(config, QWEN_7B, judges, {}).phases]
-    assert all(phase.assumed for phase in step_time(config, QWEN_7B, judges, {}).phases)
-    halved = [phase.seconds for phase in step_time(more, QWEN_7B, judges, {}).phases]
-    assert halved == pytest.approx([seconds[0] / 2, seconds[1], seconds[2] / 2])
-    assert step_time(config, QWEN_7B, small, {}).phases[1].seconds < seconds[1] / 100
-    lora = load_config(CONFIGS / "qwen2.5-7b.yaml", ["trainer.lora.rank=8"])
-    assert step_time(lora, QWEN_7B, judges, {}).phases[2].seconds == pytest.approx(0.8 * seconds[2])
-
-
-def test_endpoints_are_somebody_elses_time_and_cores_are_shared(tmp_path: Path) -> None:
-    local = load_config(CONFIGS / "local.yaml")
-    shape = PUBLISHED[BUILTIN_MODEL]
-    time = step_time(local, shape, {"judge": shape}, {})
-    assert time.seconds == pytest.approx(sum(phase.seconds for phase in time.phases) + time.sync_s)
-    (tmp_path / "far.yaml").write_text("models: {judge: {base_url: 'https://far.example/v1', model: big}}\n")
-    judged = step_time(load_config(tmp_path / "far.yaml"), shape, {}, {}).phases[1]
-    assert (judged.tokens, judged.seconds) == (0, 0.0)
