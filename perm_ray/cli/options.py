@@ -112,7 +112,6 @@ def _calibrate(parser: ArgumentParser) -> None:
     add = parser.add_argument
     _config(parser)
     add("--data", type=Path, required=True, help="rated replies: a file or a folder", metavar="PATH")
-    add("--format", choices=("jsonl", "epitome", "lend-an-ear"), default="jsonl", help="default: jsonl")
     says = "hold a dimension against a perspective; -p turns it over, none leaves it out"
     add("--map", action="append", default=[], help=says, metavar="DIMENSION=PERSPECTIVE")
     says = "lowest and highest rating, for JSONL rows without"

@@ -1,4 +1,4 @@
-"""Rows of other people's files: JSON lines and CSV, with every problem listed by file, line and field.
+"""Read rows of other people's files, JSON lines, with every problem listed by file, line and field.
 
 The readers of labels and of texts to judge go through here. They note what is wrong and read on, and
 `Problems.settle` then raises one error that lists it all.
@@ -7,11 +7,9 @@ The readers of labels and of texts to judge go through here. They note what is w
 from __future__ import annotations
 
 import codecs
-import csv
-import io
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +17,6 @@ from perm_ray.errors import DataError
 from perm_ray.types import Scale
 
 MAX_SHOWN = 20
-_MAX_FIELD_CHARS = 10_000_000
 
 
 @dataclass(slots=True)
@@ -108,36 +105,6 @@ def json_rows(path: Path, problems: Problems) -> Iterator[Row]:
                 yield Row(path, number, value, problems)
             else:
                 problems.note(path, number, "", "one JSON object", show(value))
-
-
-def csv_rows(path: Path, columns: Sequence[str], problems: Problems) -> Iterator[Row]:
-    """Each row of a CSV file (UTF-8, with a header) that has all of `columns`; others are let through.
-
-    A row's line is the one that it begins on: a text may span several.
-    """
-    try:
-        text = _read(path).decode("utf-8")
-    except UnicodeDecodeError as error:
-        problems.note(path, 0, "", "UTF-8 text", f"byte 0x{error.object[error.start]:02x}")
-        return
-    csv.field_size_limit(_MAX_FIELD_CHARS)
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    begins = 1
-    try:
-        missing = [column for column in columns if column not in (reader.fieldnames or ())]
-        for column in missing:
-            problems.note(
-                path, 1, column, "this column", f"only {', '.join(reader.fieldnames or ['nothing'])}"
-            )
-        begins = reader.line_num + 1
-        for data in [] if missing else reader:
-            line, begins = begins, reader.line_num + 1
-            if None in data or None in data.values():
-                problems.note(path, line, "", f"{len(reader.fieldnames or ())} columns", "more or fewer")
-                continue
-            yield Row(path, line, dict(data), problems)
-    except csv.Error as error:
-        problems.note(path, begins, "", "CSV", str(error))
 
 
 def show(value: object) -> str:

@@ -155,7 +155,7 @@ def test_the_rated_reply_is_read(tmp_path: Path) -> None:
     (row,) = blocks("json")
     file = tmp_path / "my_ratings.jsonl"
     file.write_text(row, encoding="utf-8")
-    assert len(read_labels(file, "jsonl").items) == 1
+    assert len(read_labels(file).items) == 1
 
 
 def test_every_command_is_of_a_kind_that_is_tested() -> None:

@@ -61,9 +61,7 @@ def _read(options: argparse.Namespace, config: Config) -> LabelledSet:
     """Read the rated replies and check everything that can be checked before judges start."""
     if options.limit is not None and options.limit < 1:
         raise DataError(f"--limit must be 1 or more, found {options.limit}.")
-    labelled = read_labels(
-        options.data, options.format, assignments(options.map, "--map"), scales_of(options.scale)
-    )
+    labelled = read_labels(options.data, assignments(options.map, "--map"), scales_of(options.scale))
     check_perspectives(labelled.dimensions, config.judges.pools)
     return labelled if options.limit is None else labelled.first(options.limit)
 

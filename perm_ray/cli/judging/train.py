@@ -133,7 +133,7 @@ def _is_used(scenario: Scenario, held: bool, heldout: Collection[str], settings:
 def _labelled(config: Config) -> tuple[LabelledSet, set[str]]:
     """Return the rated replies, and the ids of the scenarios that only measure."""
     file, share = examples_file(config.finetune.data), config.finetune.heldout_share
-    labelled = read_labels(file, "jsonl")
+    labelled = read_labels(file)
     scenarios = [row.item.scenario for row in labelled.items]
     return labelled, heldout_scenarios(scenarios, read_examples(file).splits, share, config.run.seed)
 

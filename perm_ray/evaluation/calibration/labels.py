@@ -1,4 +1,4 @@
-"""Reads replies that people have rated, in the project's own JSONL or in two public formats.
+"""Read replies that people have rated. `pipelines/` has recipes that write two public sets in this form.
 
 A row of the neutral JSONL is one of `items.py` (persona, scenario, query or dialogue, response, and the
 optional ones) with ratings::
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 from perm_ray.data.items import FIELDS, item_of, note_repeated
 from perm_ray.data.tables import Problems, Row, json_rows
@@ -30,12 +29,8 @@ from perm_ray.evaluation.calibration.labelled import (
     map_dimensions,
     oriented,
 )
-from perm_ray.evaluation.calibration.labels_csv import read_epitome, read_lend_an_ear
 from perm_ray.judges.perspective import BUILTIN_PERSPECTIVES
 from perm_ray.types import JudgeItem, Scale
-
-LabelFormat = Literal["jsonl", "epitome", "lend-an-ear"]
-FORMATS: tuple[LabelFormat, ...] = ("jsonl", "epitome", "lend-an-ear")
 
 _LABEL_FIELDS = (*FIELDS, "labels", "model_labels", "scale")
 
@@ -43,25 +38,20 @@ Raw = dict[str, dict[str, float]]
 
 
 def read_labels(
-    path: Path,
-    format: LabelFormat,
-    dimension_map: Mapping[str, str] | None = None,
-    scales: Mapping[str, Scale] | None = None,
+    path: Path, own: Mapping[str, str] | None = None, given_scales: Mapping[str, Scale] | None = None
 ) -> LabelledSet:
-    """The rated replies at `path`. Raises one `DataError` that lists every problem.
+    """Read the rated replies at `path`.
 
-    `dimension_map` goes before the format's own map (dimension: perspective, "-perspective" or "none").
-    `scales` are those of JSONL rows that do not give them; the public formats have their own.
+    Args:
+        path: A JSONL file.
+        own: The perspective of a dimension ("-perspective" turns it over, "none" leaves it out), before the
+            default, which is the perspective of the dimension's name.
+        given_scales: The scales of dimensions whose rows do not give them.
+
+    Raises:
+        DataError: It lists every problem.
     """
-    own = dimension_map or {}
-    if format == "epitome":
-        return read_epitome(path, own)
-    if format == "lend-an-ear":
-        return read_lend_an_ear(path, own)
-    return _read_jsonl(path, own, dict(scales or {}))
-
-
-def _read_jsonl(path: Path, own: Mapping[str, str], scales: dict[str, Scale]) -> LabelledSet:
+    scales = dict(given_scales or {})
     problems = Problems()
     rows: list[tuple[JudgeItem, Raw, Raw]] = []
     lines: dict[str, int] = {}
@@ -78,7 +68,7 @@ def _read_jsonl(path: Path, own: Mapping[str, str], scales: dict[str, Scale]) ->
             f"{path} has no labels: give each row a field labels, {{perspective: {{rater: value}}}}."
         )
     default = {name: name for name in used if name in BUILTIN_PERSPECTIVES}
-    dimensions = map_dimensions({name: scales[name] for name in used}, default, own)
+    dimensions = map_dimensions({name: scales[name] for name in used}, default, own or {})
     by_name = {dimension.name: dimension for dimension in dimensions}
     items = tuple(
         LabelledItem(item, _oriented(labels, by_name), _oriented(models, by_name))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perm_ray.data.items import read_items
-from perm_ray.data.tables import Problems, csv_rows
 from perm_ray.errors import DataError
 from perm_ray.evaluation.calibration.labelled import check_perspectives
-from perm_ray.evaluation.calibration.labels import LabelFormat, read_labels
-from perm_ray.evaluation.calibration.labels_csv import LEND_AN_EAR_MAP
+from perm_ray.evaluation.calibration.labels import read_labels
 from perm_ray.types import Scale
 
 ROW = {
@@ -40,15 +36,9 @@ def jsonl(tmp_path: Path, *rows: object) -> Path:
     return path
 
 
-def table(path: Path, columns: Sequence[str], *rows: Sequence[object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8-sig", newline="") as file:
-        csv.writer(file).writerows([columns, *rows])
-
-
-def complaint(path: Path, format: LabelFormat = "jsonl", **more) -> str:
+def complaint(path: Path, *more) -> str:
     with pytest.raises(DataError) as caught:
-        read_labels(path, format, **more)
+        read_labels(path, *more)
     return str(caught.value)
 
 
@@ -59,7 +49,7 @@ def test_a_row_of_the_neutral_format(tmp_path: Path) -> None:
     second = {**ROW, "id": "b", "analysis": "Torn.", "labels": {"expression": {"ben": 2}}}
     del second["query"], second["language"]
     second["dialogue"] = [{"role": "seeker", "content": "Nobody came."}, "So there."]
-    found = read_labels(jsonl(tmp_path, ROW, "", second), "jsonl", {"coldness": "-reception"})
+    found = read_labels(jsonl(tmp_path, ROW, "", second), {"coldness": "-reception"})
     assert [d.name for d in found.dimensions] == ["expression", "coldness"]
     assert [(d.perspective, d.turned) for d in found.dimensions] == [
         ("expression", False),
@@ -79,29 +69,27 @@ def test_a_row_of_the_neutral_format(tmp_path: Path) -> None:
 
 def test_a_turned_dimension_is_mirrored_on_its_scale(tmp_path: Path) -> None:
     row = {**ROW, "labels": {"coldness": {"ana": 0, "ben": 2}}}
-    turned = read_labels(jsonl(tmp_path, row), "jsonl", {"coldness": "-expression"})
+    turned = read_labels(jsonl(tmp_path, row), {"coldness": "-expression"})
     assert turned.items[0].labels == {"coldness": {"ana": 2, "ben": 0}}
 
 
 def test_scales_may_be_given_once_for_all_rows(tmp_path: Path) -> None:
     row = {key: value for key, value in ROW.items() if key != "scale"}
     scales = {"expression": Scale(1, 5), "coldness": Scale(0, 2)}
-    found = read_labels(jsonl(tmp_path, row), "jsonl", scales=scales)
+    found = read_labels(jsonl(tmp_path, row), given_scales=scales)
     assert {d.name: d.scale for d in found.dimensions} == scales
     assert "field scale.expression: expected the scale of this dimension" in complaint(jsonl(tmp_path, row))
 
 
 def test_a_dimension_of_no_perspective_is_held_against_none(tmp_path: Path) -> None:
-    found = read_labels(jsonl(tmp_path, ROW), "jsonl", {"expression": "none"})
+    found = read_labels(jsonl(tmp_path, ROW), {"expression": "none"})
     assert [d.perspective for d in found.dimensions] == [None, None]
     with pytest.raises(DataError, match="No dimension of the data"):
         check_perspectives(found.dimensions, ["expression"])
-    mapped = read_labels(jsonl(tmp_path, ROW), "jsonl", {"coldness": "warmth"})
+    mapped = read_labels(jsonl(tmp_path, ROW), {"coldness": "warmth"})
     with pytest.raises(DataError, match="is mapped to 'warmth', and the judges are expression"):
         check_perspectives(mapped.dimensions, ["expression"])
-    assert "--map names the dimension 'warmth'" in complaint(
-        jsonl(tmp_path, ROW), dimension_map={"warmth": "expression"}
-    )
+    assert "--map names the dimension 'warmth'" in complaint(jsonl(tmp_path, ROW), {"warmth": "expression"})
 
 
 @pytest.mark.parametrize(
@@ -176,136 +164,10 @@ anything = st.recursive(
 def test_no_row_gets_past_the_reader_in_another_way_than_an_error(tmp_path_factory, change) -> None:
     path = jsonl(tmp_path_factory.mktemp("rows"), json.dumps({**ROW, **change}))
     try:
-        found = read_labels(path, "jsonl")
+        found = read_labels(path)
     except DataError:
         return
     for dimension in found.dimensions:
         ratings = found.ratings(dimension.name, found.raters(dimension.name))
         given_ratings = ratings[~np.isnan(ratings)]
         assert ((given_ratings >= dimension.scale.low) & (given_ratings <= dimension.scale.high)).all()
-
-
-# ---- EPITOME ---------------------------------------------------------------------------------
-
-EPITOME = ("sp_id", "rp_id", "seeker_post", "response_post", "level", "rationales")
-
-
-def epitome(folder: Path, **levels: Sequence[tuple[str, object]]) -> Path:
-    for mechanism, rows in levels.items():
-        table(
-            folder / f"{mechanism.replace('_', '-')}-reddit.csv",
-            EPITOME,
-            *[
-                ["s1", reply, "I feel\nlost.", f"Reply {reply}, and more.", level, ""]
-                for reply, level in rows
-            ],
-        )
-    return folder
-
-
-def test_epitome_joins_its_files(tmp_path: Path) -> None:
-    folder = epitome(
-        tmp_path / "epitome",
-        emotional_reactions=[("r1", 2), ("r2", 0), ("r2", 1)],
-        explorations=[("r2", 1), ("r1", 0)],
-    )
-    found = read_labels(folder, "epitome")
-    assert [(d.name, d.perspective, d.scale) for d in found.dimensions] == [
-        ("emotional_reactions", "expression", Scale(0, 2)),
-        ("explorations", "reception", Scale(0, 2)),
-    ]
-    assert [labelled.item.item_id for labelled in found.items] == ["s1:r1", "s1:r2"]
-    assert found.items[1].labels == {
-        "emotional_reactions": {"annotators": 0.5},  # twice in the file: the mean
-        "explorations": {"annotators": 1},
-    }
-    assert found.items[0].item.scenario.query == "I feel\nlost."
-    one = read_labels(folder / "explorations-reddit.csv", "epitome")
-    assert [d.name for d in one.dimensions] == ["explorations"]
-
-
-def test_epitomes_problems(tmp_path: Path) -> None:
-    folder = epitome(tmp_path / "epitome", interpretations=[("r1", 1), ("r2", 3)])
-    # The second row begins on line 4: the first post has a line break in it.
-    assert "interpretations-reddit.csv, line 4, field level: expected a number from 0 to 2" in complaint(
-        folder, "epitome"
-    )
-    table(folder / "interpretations-reddit.csv", ("sp_id", "level"), ["s", 1])
-    text = complaint(folder, "epitome")
-    assert "line 1, field rp_id: expected this column, found only sp_id, level" in text
-    assert "must hold (or be) one or more of emotional-reactions*.csv" in complaint(tmp_path, "epitome")
-    assert "There is no" in complaint(tmp_path / "nothing", "epitome")
-
-
-# ---- Lend an Ear -----------------------------------------------------------------------------
-
-TALK = """Seeker: I lost my job.
-Supporter: Oh no.
-When?
-Seeker: Today: at nine.
-Supporter: I am sorry.
-Seeker: Yes."""
-
-
-def lend_an_ear(folder: Path, raters: Mapping[str, Sequence[Sequence[object]]], talk: str = TALK) -> Path:
-    talks = [[f"2024{i}", talk.replace("job", f"job {i}"), 80] for i in range(3)]
-    table(
-        folder / "original_data" / "sample_lend_an_ear_conversations.csv",
-        ("conversation_id", "full_conversation", "response_length"),
-        *talks,
-    )
-    for rater, rows in raters.items():
-        columns = ("", "conversation_id", *LEND_AN_EAR_MAP)
-        file = folder / "annotations" / "lend_an_ear" / f"{rater}_ratings.csv"
-        table(file, columns, *[[i, f"2024{i}", *row] for i, row in enumerate(rows)])
-    return folder
-
-
-def test_lend_an_ear_keeps_people_and_models_apart(tmp_path: Path) -> None:
-    raters = {
-        "expert1": [[1, 2, 3, 4, 5, 1], [2, 2, 2, 2, 2, ""]],
-        "crowd": [[1.5, 2, 3, 4, 5, 2.25]],
-        "gpt": [["1.0", 2, 3, 4, 5, 5]],
-    }
-    found = read_labels(lend_an_ear(tmp_path / "judging", raters), "lend-an-ear")
-    assert found.raters("validating_emotions") == ("crowd", "expert1")
-    assert found.raters("validating_emotions", models=True) == ("gpt",)
-    turned = {d.name for d in found.dimensions if d.turned}
-    assert turned == {"advice_giving", "self_oriented", "dismissing_emotions"}
-    assert found.items[0].labels["dismissing_emotions"] == {"crowd": 3.75, "expert1": 5}
-    assert "dismissing_emotions" not in found.items[1].labels, "a blank is no rating"
-    item = found.items[0].item
-    assert item.scenario.query == "I lost my job 0."
-    assert item.sections.response == "1. Oh no.\nWhen?\n2. I am sorry."
-    assert item.scenario.situation.endswith("went on:\n1. Today: at nine.\n2. Yes.")
-
-
-def test_lend_an_ears_problems(tmp_path: Path) -> None:
-    rows = [[1, 2, 3, 4, 5, 9], [1, 1, 1, 1, 1, 1], [1] * 6, [1] * 6]
-    text = complaint(lend_an_ear(tmp_path / "one", {"expert1": rows}), "lend-an-ear")
-    assert "expert1_ratings.csv, line 2, field dismissing_emotions: expected a number from 1 to 5" in text
-    assert "line 5, field conversation_id: expected one of the conversations, found '20243'" in text
-    talk = "Somebody said something."
-    folder = lend_an_ear(tmp_path / "two", {"expert1": [[1] * 6]}, talk)
-    assert "field full_conversation: expected turns of Seeker: and Supporter:" in complaint(
-        folder, "lend-an-ear"
-    )
-    assert "must hold the ratings of people" in complaint(
-        lend_an_ear(tmp_path / "three", {"gpt": [[1] * 6]}), "lend-an-ear"
-    )
-
-
-# ---- CSV -------------------------------------------------------------------------------------
-
-
-def test_csv_problems_name_their_lines(tmp_path: Path) -> None:
-    path = tmp_path / "bad.csv"
-    path.write_text('a,b\n"one\ntwo",2\n3\n4,5,6\n"never closed\n', encoding="utf-8")
-    problems = Problems()
-    rows = list(csv_rows(path, ("a", "b"), problems))
-    assert [(row.line, row.data) for row in rows] == [(2, {"a": "one\ntwo", "b": "2"})]
-    with pytest.raises(DataError) as caught:
-        problems.settle(path)
-    assert "bad.csv, line 4: expected 2 columns" in str(caught.value)
-    assert "bad.csv, line 5: expected 2 columns" in str(caught.value)
-    assert "bad.csv, line 6: expected CSV" in str(caught.value)

@@ -107,7 +107,7 @@ def test_feedback_becomes_rated_replies(
         "rationale": "It talks past her; see https://<redacted>@host/",
     }
 
-    labelled = read_labels(file, "jsonl")
+    labelled = read_labels(file)
     assert {dimension.name: dimension.perspective for dimension in labelled.dimensions} == {
         "reception": "reception",
         "resonation": "resonation",
