@@ -292,14 +292,14 @@ def test_a_dry_run_prints_configuration_arithmetic_and_resources(tmp_path: Path)
         "16 held-out completions judged before and after training",
     ]
     rows = [line.split() for line in resources.splitlines()[2:]]
-    model = "builtin:smollm2-135m-instruct"
+    policy = "builtin:supporter"
     assert rows == [
-        ["rollout", "engine", "1", "1", "0", model],
-        ["judge", "engine", "judge", "1", "1", "0", model],
+        ["rollout", "engine", "1", "1", "0", policy],
+        ["judge", "engine", "judge", "1", "1", "0", "builtin:judge"],
         *(
             ["judge", name, "1", "0", "0", "asks", "judge"]
             for name in ("resonation", "expression", "reception", "bystander")
         ),
-        ["trainer", "rank", "1", "2", "0", model],
+        ["trainer", "rank", "1", "2", "0", policy],
         ["together", "7", "4", "0"],
     ]

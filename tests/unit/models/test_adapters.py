@@ -51,9 +51,7 @@ def test_an_adapter_of_another_model_is_refused(tiny_model: Path, adapter: Path)
 
 
 def test_a_folder_without_an_adapter_is_refused(tiny_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        ModelError, match=r"is not the folder of a LoRA adapter: adapter_model\.safetensors"
-    ):
+    with pytest.raises(ModelError, match=r"is not the folder of a LoRA adapter: adapter_model\.safetensors"):
         resolve_model(str(tiny_model), str(tmp_path))
 
 
