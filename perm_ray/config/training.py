@@ -249,7 +249,7 @@ class FinetuneConfig:
     )
     scenarios: Literal["all", "first_half", "second_half"] = Field(
         default="all",
-        description="which training scenarios: judges of different halves are no copies of each other",
+        description="the training scenarios to learn from (halves make judges that differ)",
     )
     every: Int = Field(default=0, ge=0, description="held-out loss every so many steps; 0: before and after")
 
