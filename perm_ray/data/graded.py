@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from perm_ray.data.items import Examples, read_examples
+from perm_ray.data.items import ExampleRows, read_examples
 from perm_ray.errors import DataError
 
 GRADED, DEMOS = "builtin:graded", "builtin:demos"
@@ -33,7 +33,7 @@ def examples_file(source: str) -> Path:
     return _FILE
 
 
-def read_demonstrations(source: str) -> Examples:
+def read_demonstrations(source: str) -> ExampleRows:
     """Return the demonstrations of a JSONL file, or of `builtin:demos`: the answers with the best grades.
 
     Raises:
@@ -42,7 +42,7 @@ def read_demonstrations(source: str) -> Examples:
     examples = read_examples(examples_file(source))
     if source == DEMOS:
         best = _best_ids()
-        return Examples(tuple(i for i in examples.items if i.item_id in best), examples.splits)
+        return ExampleRows(tuple(i for i in examples.items if i.item_id in best), examples.splits)
     without = [item.item_id for item in examples.items if item.sections.analysis is None]
     if without:
         raise DataError(

@@ -47,7 +47,7 @@ def read_items(path: Path) -> list[JudgeItem]:
 
 
 @dataclass(frozen=True, slots=True)
-class Examples:
+class ExampleRows:
     """Rows to learn from, and which scenarios are only to measure, where the rows say it (`split`).
 
     `splits` has `train` or `heldout` by scenario id; it is empty when no row says it.
@@ -57,7 +57,7 @@ class Examples:
     splits: Mapping[str, str]
 
 
-def read_examples(path: Path) -> Examples:
+def read_examples(path: Path) -> ExampleRows:
     """Return the rows of a JSONL file with their splits.
 
     Raises:
@@ -74,7 +74,7 @@ def read_examples(path: Path) -> Examples:
     problems.settle(path)
     if not items:
         raise DataError(f"{path} has no rows: give a JSONL file with at least one.")
-    return Examples(tuple(items), splits)
+    return ExampleRows(tuple(items), splits)
 
 
 @dataclass(frozen=True, slots=True)
