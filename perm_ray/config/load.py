@@ -73,8 +73,15 @@ def load_config(
 
 
 def dump_config(config: Config) -> str:
-    """Return `config` as YAML, in the schema's order and without secrets: load_config reads it back."""
-    return OmegaConf.to_yaml(OmegaConf.create(typing.cast(dict, redact(config.as_dict()))))
+    """Return `config` as YAML, in the schema's order and without secrets: load_config reads it back.
+
+    Default models and pools that were removed are written as null, or they would come back.
+    """
+    tree, defaults = typing.cast(dict[str, Any], redact(config.as_dict())), _default_entries()
+    tree["models"] |= {name: None for name in defaults["models"] if name not in tree["models"]}
+    pools = tree["judges"]["pools"]
+    pools |= {name: None for name in defaults["judges"]["pools"] if name not in pools}
+    return OmegaConf.to_yaml(OmegaConf.create(tree))
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def trained_model(config: Config, name: str | None) -> str:
     """Return the engine of `models` that is trained. Raises `ConfigError`."""
     engines = list(config.judge_engines)
     if name is None and len(engines) == 1:
-        return engines[0]
+        name = engines[0]
     if name not in engines:
         raise ConfigError(
             f"--model must name the engine of `models` to train ({', '.join(engines) or 'none'}), "

@@ -397,3 +397,13 @@ def test_importing_is_quick_and_light(tmp_path: Path) -> None:
     seconds, *heavy = imported().split()
     assert heavy == []
     assert float(seconds) < 0.45
+
+
+def test_what_was_removed_stays_removed_when_a_configuration_is_read_back(tmp_path: Path) -> None:
+    moved = [f"judges.pools.{name}.model=far" for name in ("resonation", "expression", "reception")]
+    removed = ["judges.pools.bystander=null", "models.judge=null"]
+    config = load_config({"models": {"far": {"model": "m"}}}, [*moved, *removed])
+    file = tmp_path / "config.yaml"
+    file.write_text(dump_config(config))
+    assert load_config(file) == config
+    assert list(config.judges.pools) == ["resonation", "expression", "reception"]
