@@ -46,5 +46,7 @@ def rows(folder: Path) -> list[dict]:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3 or not rows(Path(sys.argv[1])):
+        raise SystemExit(f"{__doc__}\nFOLDER must hold files such as emotional-reactions-reddit.csv.")
     lines = [json.dumps(row, ensure_ascii=False) for row in rows(Path(sys.argv[1]))]
     Path(sys.argv[2]).write_text("\n".join(lines) + "\n", encoding="utf-8")

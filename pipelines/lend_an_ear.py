@@ -69,5 +69,7 @@ def _read(file: Path) -> list[dict[str, str]]:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3 or not any(Path(sys.argv[1]).rglob("*lend_an_ear_conversations.csv")):
+        raise SystemExit(f"{__doc__}\nREPOSITORY must hold *lend_an_ear_conversations.csv and *_ratings.csv.")
     lines = [json.dumps(row, ensure_ascii=False) for row in rows(Path(sys.argv[1]))]
     Path(sys.argv[2]).write_text("\n".join(lines) + "\n", encoding="utf-8")
