@@ -11,14 +11,21 @@ import asyncio
 import os
 import random
 from collections import Counter
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from perm_ray.config.engines import EndpointModel
+from perm_ray.config.redact import redact_text
 from perm_ray.errors import ConfigError
-from perm_ray.models.endpoint_errors import WORTH_ANOTHER_TRY, Cause, EndpointError, explained
-from perm_ray.models.rate_limits import AdaptiveConcurrency, Clock, RealClock, TokenBucket
+from perm_ray.models.endpoint_errors import (
+    WORTH_ANOTHER_TRY,
+    Cause,
+    EndpointError,
+    explained,
+    is_plain_loopback,
+)
+from perm_ray.models.rate_limits import Clock, RealClock, TokenBucket
 from perm_ray.types import NO_TOKENS, Message, TokenUsage
 
 if TYPE_CHECKING:
@@ -43,11 +50,10 @@ class EndpointReply:
 
 @dataclass(frozen=True, slots=True)
 class EndpointStats:
-    """What a client has seen: requests by what became of them, and its concurrency now."""
+    """What a client has seen: requests by what became of them."""
 
     ok: int
     failures: Mapping[str, int]
-    concurrency: int
 
 
 class Endpoint:
@@ -62,7 +68,6 @@ class Endpoint:
         clock: Clock | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
-        import httpx2
         from openai import AsyncOpenAI
 
         self._name = name
@@ -75,24 +80,20 @@ class Endpoint:
             api_key=self._key or "none",
             max_retries=0,  # the retries are here
             timeout=config.timeout_s,
-            http_client=httpx2.AsyncClient(
-                transport=transport,
-                timeout=config.timeout_s,
-                limits=httpx2.Limits(max_connections=config.max_concurrency),
-            ),
+            http_client=_http_client(name, config, transport),
         )
         # The library takes these from the environment and would send them to whatever address.
         self._client.organization = self._client.project = None
         self._requests = TokenBucket(config.rpm, self._clock)
         self._tokens = TokenBucket(config.tpm, self._clock)
-        self._concurrency = AdaptiveConcurrency(config.max_concurrency)
+        self._places = asyncio.Semaphore(config.max_concurrency)
         self._limit_name = "max_tokens"
         self._ok = 0
         self._failures: Counter[str] = Counter()
 
     @property
     def stats(self) -> EndpointStats:
-        return EndpointStats(self._ok, dict(self._failures), self._concurrency.limit)
+        return EndpointStats(self._ok, dict(self._failures))
 
     async def check(self) -> None:
         """Query for the list of models, and for one token when that does not name ours: a wrong address, key
@@ -168,29 +169,22 @@ class Endpoint:
     ) -> EndpointReply:
         """One request, in its turn."""
         try:
-            async with self._concurrency.place(self._left(deadline)) as round_:
-                await self._allowance(estimate, deadline)
-                reply = await self._watched(self._request(body, deadline, attempt), round_)
-        except TimeoutError:  # of the place: a request's own is an EndpointError by now
+            async with asyncio.timeout(self._left(deadline)):
+                await self._places.acquire()
+        except TimeoutError:
             self._failures[Cause.TIMEOUT] += 1
             raise EndpointError(Cause.TIMEOUT, f"{self._name} had no free place in all its time") from None
+        try:
+            await self._allowance(estimate, deadline)
+            reply = await self._request(body, deadline, attempt)
         except EndpointError as error:
             self._failures[error.cause] += 1
             raise
+        finally:
+            self._places.release()
         self._ok += 1
         if reply.tokens != NO_TOKENS:  # some endpoints do not say
             self._tokens.give_back(estimate - reply.tokens.prompt - reply.tokens.completion)
-        return reply
-
-    async def _watched(self, request: Awaitable[EndpointReply], round_: int) -> EndpointReply:
-        """Make a request; what becomes of it moves the concurrency."""
-        try:
-            reply = await request
-        except EndpointError as error:
-            if error.cause in (Cause.TIMEOUT, Cause.SERVER_ERROR, Cause.RATE_LIMITED):
-                self._concurrency.trouble(round_)
-            raise
-        self._concurrency.went_well()
         return reply
 
     async def _create(self, body: Mapping[str, Any]) -> ChatCompletion:
@@ -267,6 +261,29 @@ class Endpoint:
 
 def _renamed(body: Mapping[str, Any], limit_name: str) -> dict[str, Any]:
     return {limit_name if key == "max_tokens" else key: value for key, value in body.items()}
+
+
+def _http_client(
+    name: str, config: EndpointModel, transport: httpx2.AsyncBaseTransport | None
+) -> httpx2.AsyncClient:
+    """Return a client that heeds the environment's proxy and certificates. Raises `ConfigError`."""
+    import httpx2
+
+    try:
+        return httpx2.AsyncClient(
+            transport=transport,
+            timeout=config.timeout_s,
+            limits=httpx2.Limits(max_connections=config.max_concurrency),
+            trust_env=not is_plain_loopback(config.base_url),  # no proxy stands before this machine itself
+        )
+    # A proxy that needs a package, a proxy's address that cannot be read, certificates that are not there.
+    except (ImportError, httpx2.InvalidURL, ValueError, OSError) as error:
+        found = redact_text(" ".join(str(error).split())).rstrip(".")
+        raise ConfigError(
+            f"The environment's proxy and certificates must be usable to reach models.{name}, found {found}: "
+            "mend or unset ALL_PROXY, HTTPS_PROXY, HTTP_PROXY (http:// and https:// proxies are known), "
+            "SSL_CERT_FILE and SSL_CERT_DIR."
+        ) from None
 
 
 def _key(name: str, config: EndpointModel) -> str | None:

@@ -10,6 +10,8 @@ import json
 import math
 import time
 from enum import StrEnum
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from perm_ray.config.engines import EndpointModel
 from perm_ray.config.redact import REDACTED, redact_text
@@ -69,11 +71,27 @@ def explained(error: Exception, name: str, config: EndpointModel, key: str | Non
         case openai.APIStatusError(status_code=status):
             return EndpointError(Cause.REFUSED, f"{at} answered {status}: {_said(error, key)}")
         case openai.APIConnectionError():
-            return EndpointError(Cause.CONNECTION, f"{at} cannot be reached: {_root(error, key)}")
+            what = f"{at} cannot be reached{_through(config.base_url)}: {_root(error, key)}"
+            return EndpointError(Cause.CONNECTION, what)
         case _:
             return EndpointError(
                 Cause.MALFORMED, f"{at} answered with no chat completion: {_root(error, key)}"
             )
+
+
+def is_plain_loopback(url: str) -> bool:
+    """Return whether `url` is plain HTTP to this machine itself, which needs no proxy and no certificates."""
+    parts = urlsplit(url)
+    return parts.scheme == "http" and parts.hostname in ("localhost", "127.0.0.1", "::1")
+
+
+def _through(url: str) -> str:
+    """Return the proxy that the environment puts before `url`, in words; empty without one."""
+    parts, proxies = urlsplit(url), getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy or is_plain_loopback(url) or proxy_bypass(parts.hostname or ""):
+        return ""
+    return f" through the proxy {redact_text(proxy)} (NO_PROXY does not name its host)"
 
 
 def retry_after_s(header: str | None, now: float) -> float | None:

@@ -9,58 +9,47 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import getproxies, proxy_bypass
 
 from perm_ray.cluster.doctor.finding import Finding, ok, problem, warning
-from perm_ray.config.engines import BUILTIN_MODEL
 from perm_ray.config.redact import redact_text
 from perm_ray.config.schema import Config, TrackingConfig
-from perm_ray.errors import ConfigError
+from perm_ray.errors import ConfigError, ModelError
 
 ANSWER_S = 10.0
 
 
 def check_services(config: Config) -> Iterator[Finding]:
     """Models, endpoints and MLflow of a configuration."""
-    models = {"policy": config.policy.model}
-    models |= {f"judge engine {name}": engine.model for name, engine in config.judge_engines.items()}
-    for role, model in models.items():
-        yield _model(role, model)
+    yield _model("policy", config.policy.model)
+    for name, engine in config.judge_engines.items():
+        yield _model(f"judge engine {name}", engine.model, engine.adapter)
     for name in config.judge_endpoints:
         yield _endpoint(config, name)
+    yield from _proxy()
     yield _mlflow(config.tracking)
 
 
-def _model(role: str, model: str) -> Finding:
+def _model(role: str, model: str, adapter: str | None = None) -> Finding:
+    """As a run does it before it begins, without a download. A built-in model is made if it is not yet."""
+    from perm_ray.models.resolve import is_here, resolve_model
+
     subject = f"model of {role}"
-    if model.startswith("builtin:"):
-        if model == BUILTIN_MODEL:
-            return ok(subject, f"{model} comes with the installation")
-        return problem(subject, f"{model} does not exist", f"use {BUILTIN_MODEL}, a folder or a hub id")
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        needed = ("config.json", "tokenizer_config.json", "*.safetensors")
-        missing = [pattern for pattern in needed if not any(folder.glob(pattern))]
-        if missing:
+    if not is_here(model):
+        if os.environ.get("HF_HUB_OFFLINE") == "1":
             return problem(
-                subject, f"{folder} lacks {', '.join(missing)}", "give a folder that save_pretrained wrote"
+                subject, f"{model} is not on this machine", "unset HF_HUB_OFFLINE, or give a folder"
             )
-        return ok(subject, str(folder))
-    return _hub_model(subject, model)
-
-
-def _hub_model(subject: str, model: str) -> Finding:
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
+        return warning(
+            subject, f"{model} is not on this machine", "it will be downloaded when the run starts"
+        )
     try:
-        cached = try_to_load_from_cache(model, "config.json")
-    except HFValidationError:
-        return problem(subject, f"{model} is no folder and no hub id", "check the path")
-    if isinstance(cached, str):
-        return ok(subject, f"{model}, in the hub's cache on this machine")
-    if os.environ.get("HF_HUB_OFFLINE") == "1":
-        return problem(subject, f"{model} is not on this machine", "unset HF_HUB_OFFLINE, or give a folder")
-    return warning(subject, f"{model} is not on this machine", "it will be downloaded when the run starts")
+        folder = resolve_model(model, adapter)
+    except ModelError as error:
+        return problem(
+            subject, str(error), "give a built-in name, a folder that save_pretrained wrote, or a hub id"
+        )
+    return ok(subject, f"{model}, in {folder}")
 
 
 def _endpoint(config: Config, name: str) -> Finding:
@@ -76,6 +65,14 @@ def _endpoint(config: Config, name: str) -> Finding:
     except ConfigError as error:
         return problem(subject, str(error), "mend it, or let the pools ask another engine")
     return ok(subject, f"answers at {redact_text(config.judge_endpoints[name].base_url)}")
+
+
+def _proxy() -> Iterator[Finding]:
+    """Warn when requests to this machine's own servers (Ray's dashboard, MLflow) would go to a proxy."""
+    proxy = getproxies().get("http") or getproxies().get("all")
+    if proxy and not proxy_bypass("127.0.0.1"):
+        found = f"{redact_text(proxy)} stands before this machine's own servers too"
+        yield warning("proxy", found, "export NO_PROXY=127.0.0.1,localhost")
 
 
 def _mlflow(config: TrackingConfig) -> Finding:

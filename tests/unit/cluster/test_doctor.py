@@ -79,6 +79,7 @@ def test_models_are_looked_for_without_loading_them(tmp_path: Path) -> None:
 
     assert of(str(good)) == Level.OK
     assert of(str(bad)) == Level.PROBLEM
+    assert of("builtin:smollm2-135m-instruct") == Level.OK
     assert of("builtin:nothing") == Level.PROBLEM
     assert of("nobody/has-this-model") == Level.PROBLEM  # tests are offline
 
@@ -90,6 +91,22 @@ def test_a_judge_endpoint_that_is_not_there_is_a_problem(tmp_path: Path) -> None
     (finding,) = [f for f in check_services(load_config(file)) if f.subject == "judge endpoint judge"]
     assert finding.level == Level.PROBLEM
     assert "127.0.0.1:9" in finding.found
+
+
+def test_the_shipped_configuration_finds_its_models() -> None:
+    found = [f for f in check_services(load_config("local")) if f.subject.startswith("model")]
+    assert levels(found) == [Level.OK, Level.OK]
+
+
+def test_a_proxy_before_this_machines_own_servers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def levels_of_proxy() -> list[Level]:
+        return levels([f for f in check_services(load_config(None)) if f.subject == "proxy"])
+
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "example.org")
+    assert levels_of_proxy() == [Level.WARNING]
+    monkeypatch.setenv("no_proxy", "localhost,127.0.0.1")
+    assert levels_of_proxy() == []
 
 
 class Dashboard(BaseHTTPRequestHandler):

@@ -143,23 +143,37 @@ def test_a_key_that_is_not_set_is_missed_at_once(monkeypatch: pytest.MonkeyPatch
         ask(server, api_key_env="MY_KEY")
 
 
-def test_concurrency_is_halved_by_trouble_and_grows_again() -> None:
-    async def run(server: FakeEndpoint) -> list[int]:
-        endpoint = Endpoint("judge", config_of(server, max_concurrency=8, max_retries=0), clock=FastClock())
-        limits = []
-        for _ in range(2):
-            with pytest.raises(EndpointError):
-                await endpoint.chat(CHAT, max_tokens=9)
-            limits.append(endpoint.stats.concurrency)
-        server.behaviour = always(Behaviour.OK)
-        for _ in range(6):
-            await endpoint.chat(CHAT, max_tokens=9)
-        limits.append(endpoint.stats.concurrency)
-        await asyncio.gather(*(endpoint.chat(CHAT, max_tokens=9) for _ in range(80)))
-        return [*limits, endpoint.stats.concurrency]
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("ALL_PROXY", "socks5://127.0.0.1:9", "SOCKS proxy"),
+        ("HTTP_PROXY", "gopher://127.0.0.1:9", "Unknown scheme"),
+        ("SSL_CERT_FILE", "/nowhere/certificates.pem", "No such file"),
+    ],
+)
+def test_a_proxy_or_certificates_that_cannot_be_used_are_told_and_do_not_concern_this_machine(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, words: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with pytest.raises(ConfigError, match=f"models.far, found .*{words}.* ALL_PROXY"):
+        Endpoint("far", EndpointModel(base_url="http://far.example:1/v1", model="fake"))
+    with FakeEndpoint() as server:
+        ask(server)
 
-    with FakeEndpoint(behaviour=always(Behaviour.HTTP_429)) as server:
-        assert asyncio.run(run(server)) == [4, 2, 4, 8]
+
+def test_an_endpoint_behind_a_proxy_that_is_not_there_blames_the_proxy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://me:secret@127.0.0.1:9")
+    config = EndpointModel(base_url="http://far.example:1/v1", model="fake", max_retries=0)
+
+    async def run() -> None:
+        await Endpoint("far", config).chat(CHAT, max_tokens=1)
+
+    with pytest.raises(EndpointError, match=r"through the proxy http://<redacted>@127\.0\.0\.1:9"):
+        asyncio.run(run())
 
 
 def test_requests_keep_to_the_rate() -> None:
