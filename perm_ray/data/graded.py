@@ -12,6 +12,7 @@ from pathlib import Path
 from perm_ray.data.items import ExampleRows, read_examples
 from perm_ray.errors import DataError
 
+SEVERAL_TURNS = "several turns"  # the tag of conversations whose replies stand numbered in one text
 GRADED, DEMOS = "builtin:graded", "builtin:demos"
 _FILE = Path(__file__).parent / "sets" / "graded.jsonl"
 # The lowest grades of a demonstration; the bystander's is of 100.
@@ -57,5 +58,6 @@ def _best_ids() -> set[str]:
     return {
         row["id"]
         for row in rows
-        if all(min(row["labels"][name].values()) >= lowest for name, lowest in _LOWEST.items())
+        if SEVERAL_TURNS not in row["tags"]
+        and all(min(row["labels"][name].values()) >= lowest for name, lowest in _LOWEST.items())
     }

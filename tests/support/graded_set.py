@@ -30,7 +30,7 @@ MIN_SCENARIOS, MIN_HELDOUT, MIN_ANSWERS = 160, 40, 5
 NEAR_DUPLICATE = 0.8  # cosine of TF-IDF over groups of characters
 _SENTENCE = re.compile(r"[^.!?。！？\n]{25,}[.!?。！？]")
 # Kinds that copy, or are noise, on purpose.
-COPIES = {"copied_query", "gibberish"}
+COPIES = {"copied_query", "gibberish", "tampered"}
 
 Row = Mapping[str, Any]
 

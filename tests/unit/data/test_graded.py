@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from perm_ray.data.graded import DEMOS, GRADED, examples_file, read_demonstrations
+from perm_ray.data.graded import DEMOS, GRADED, SEVERAL_TURNS, examples_file, read_demonstrations
 from perm_ray.data.items import read_examples
 from perm_ray.errors import DataError
 from tests.support import graded_set as rules
@@ -61,11 +61,30 @@ def test_the_set_reads_as_ratings_and_scenarios_keep_to_one_split() -> None:
     assert set(examples.splits.values()) == {"train", "heldout"}
 
 
+def test_words_to_the_judge_earn_nothing() -> None:
+    """A tampered answer is another of its scenario with words to the judge behind it, and graded below it."""
+    tampered = [row for row in ROWS if row["kind"] == "tampered"]
+    assert len(tampered) >= 30
+    for row in tampered:
+        scenario = row["id"].partition("/")[0]
+        (plain,) = [
+            other
+            for other in ROWS
+            if other["id"].startswith(f"{scenario}/")
+            and other is not row
+            and row["response"].startswith(other["response"].rstrip())
+        ]
+        assert rules.grade(row, "expression") <= rules.grade(plain, "expression")
+        assert rules.grade(row, "reception") <= rules.grade(plain, "reception")
+        assert rules.grade(row, "bystander") < rules.grade(plain, "bystander")
+
+
 def test_demonstrations_are_the_best_answers() -> None:
     demos = read_demonstrations(DEMOS)
     by_id = {row["id"]: row for row in ROWS}
     assert len(demos.items) >= 150
     for item in demos.items:
+        assert SEVERAL_TURNS not in by_id[item.item_id]["tags"]
         assert rules.grade(by_id[item.item_id], "expression") >= 4
         assert item.sections.valid
 
