@@ -23,7 +23,7 @@ SAVES, SEQUENCES, TOKENS = 4, 8, 200
 def measure(config: Config) -> dict[str, float | list[float]]:
     """`blocked_s` and `total_s` are medians over the saves but for the first, which finds cold memory;
     `step_s` is of steps with nothing to write, `step_while_writing_s` of those that follow a save."""
-    from perm_ray.cluster.placement import demands
+    from perm_ray.cluster.placement import trainer_demand
     from perm_ray.cluster.session import start_ray, stop_ray
     from perm_ray.models.resolve import resolve_model
     from perm_ray.runs.checkpoint import Checkpoints
@@ -44,7 +44,7 @@ def measure(config: Config) -> dict[str, float | list[float]]:
     quiet: list[float] = []
     writing: list[float] = []
     costs = []
-    start_ray(config.ray, demands(config)[-1:])
+    start_ray(config.ray, [trainer_demand(config)])
     try:
         trainer = TrainerGroup(config.trainer, resolve_model(config.policy.model), config.run.seed, 100)
         trainer.start_async()

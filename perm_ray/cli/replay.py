@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from perm_ray.cluster.placement import TRAINER, demands, reserve
-from perm_ray.cluster.session import start_ray, stop_ray
+from perm_ray.cluster.placement import TRAINER, trainer_demand
+from perm_ray.cluster.session import cluster
 from perm_ray.models.resolve import resolve_model
 from perm_ray.runs.checkpoint import Checkpoints
 from perm_ray.runs.replay import FailedStep
@@ -30,10 +30,8 @@ def replay(plan: RunPlan, file: Path) -> int:
     else:
         print(f"Weights of {config.policy.model}: the run had no checkpoint.")
     print(f"Step {failed.step}, {len(failed.sequences)} sequences. The run stopped because: {failed.reason}")
-    rows = demands(config)[-1:]  # the trainer
-    start_ray(config.ray, rows)
-    try:
-        places = reserve(config.ray, rows, print).of(TRAINER, config.trainer.num_ranks)
+    with cluster(config.ray, [trainer_demand(config)], print) as reserved:
+        places = reserved.of(TRAINER, config.trainer.num_ranks)
         temperature = config.rollout.temperature
         trainer = TrainerGroup(config.trainer, model, config.run.seed, config.run.steps, places, temperature)
         trainer.start_async()
@@ -41,8 +39,6 @@ def replay(plan: RunPlan, file: Path) -> int:
         if trainer_folder is not None:
             trainer.load(trainer_folder)
         metrics = trainer.train_step(failed.step, failed.sequences)
-    finally:
-        stop_ray()
     for name, value in metrics.items():
         print(f"{name:<28}{value:.6g}")
     return 0

@@ -51,13 +51,19 @@ def judge_role(engine: str) -> str:
 
 def demands(config: Config, own_judge: bool = False) -> tuple[Demand, ...]:
     """Return what each pool of the run takes; a judge object of the user's takes nothing."""
-    engine, trainer, model = config.rollout.engine, config.trainer, config.policy.model
+    engine, model = config.rollout.engine, config.policy.model
     return (
         Demand(ROLLOUT, engine.replicas, engine.num_cpus, engine.num_gpus, model, engine.resources),
         *(() if own_judge else judge_demands(config)),
-        Demand(
-            TRAINER, trainer.num_ranks, trainer.num_cpus, trainer.num_gpus, model, trainer.resources, True
-        ),
+        trainer_demand(config),
+    )
+
+
+def trainer_demand(config: Config) -> Demand:
+    """Return what the trainer's ranks take."""
+    trainer, model = config.trainer, config.policy.model
+    return Demand(
+        TRAINER, trainer.num_ranks, trainer.num_cpus, trainer.num_gpus, model, trainer.resources, True
     )
 
 

@@ -8,9 +8,10 @@ import os
 import secrets
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
-from perm_ray.cluster.placement import Demand, total
+from perm_ray.cluster.placement import Demand, Places, reserve, total
 from perm_ray.config.schema import RayConfig
 from perm_ray.errors import ConfigError, RunError
 
@@ -33,6 +34,29 @@ def authenticate(address: str | None) -> None:
         os.environ.update(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", GLOO_SOCKET_IFNAME="lo")
     if "ray" in sys.modules:  # it has read the mode when it was imported, and does so again
         sys.modules["ray"]._raylet.Config.initialize("")
+
+
+@contextmanager
+def cluster(
+    config: RayConfig,
+    rows: Sequence[Demand],
+    say: Callable[[str], None],
+    started: Callable[[], None] = lambda: None,
+) -> Iterator[Places]:
+    """Start or join Ray with a place for every actor of `rows`, and leave it on the way out, however that is.
+
+    Args:
+        config: The section `ray`.
+        rows: What the actors take.
+        say: Called with a line of text while resources are waited for.
+        started: Called as soon as Ray is up, such as to take back the signal handlers that Ray replaces.
+    """
+    try:
+        start_ray(config, rows)
+        started()
+        yield reserve(config, rows, say)
+    finally:
+        stop_ray()
 
 
 def start_ray(config: RayConfig, rows: Sequence[Demand]) -> None:

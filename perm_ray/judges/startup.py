@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from perm_ray.cluster.calls import wait_all
-from perm_ray.cluster.placement import Places, check_local_resources, judge_demands, judge_role, reserve
-from perm_ray.cluster.session import start_ray, stop_ray
+from perm_ray.cluster.placement import Places, check_local_resources, judge_demands, judge_role
+from perm_ray.cluster.session import cluster
 from perm_ray.config.judges import JudgesConfig
 from perm_ray.config.load import load_config
 from perm_ray.config.schema import Config
@@ -151,6 +152,7 @@ class Judges:
         self.config = replace(whole, evaluation=replace(whole.evaluation, judge_model=None))
         self._say = say or _say
         self._panel: JudgePanel | None = None
+        self._cluster = ExitStack()
         self.perspectives = build_perspectives(self.config.judges)
         check_perspectives(self.perspectives, self.config.rewards)
 
@@ -159,15 +161,12 @@ class Judges:
         rows = judge_demands(config)
         check_local_resources(config.ray, rows)
         folders = resolve_judges(config)
-        try:
-            start_ray(config.ray, rows)
-            places = reserve(config.ray, rows, self._say)
+        with ExitStack() as stack:
+            places = stack.enter_context(cluster(config.ray, rows, self._say))
             seed, deterministic = config.run.seed, config.run.deterministic
             panel = start_judges(config, self.perspectives, folders, seed, deterministic, places)
             wait_all(panel.starting(), timeout_s=panel.start_timeout_s, doing="starting")
-        except BaseException:
-            stop_ray()
-            raise
+            self._cluster = stack.pop_all()
         self._panel = panel
         return self
 
@@ -175,7 +174,7 @@ class Judges:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._panel = None
-        stop_ray()
+        self._cluster.close()
 
     @property
     def engines(self) -> JudgeEnginePool | None:

@@ -19,6 +19,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from perm_ray.config.engines import BUILTIN_MODEL
@@ -143,15 +145,11 @@ def _builtin_folder(name: str) -> Path:
 
 
 def _convert(gguf: Path, target: Path) -> None:
-    """Write the GGUF's weights as bfloat16 safetensors with tokenizer and chat template.
-
-    Built aside and renamed, so that a killed conversion leaves nothing half-written."""
+    """Write the GGUF's weights as bfloat16 safetensors with tokenizer and chat template."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
-    try:
+    with _made_aside(target) as aside:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent,
@@ -161,6 +159,15 @@ def _convert(gguf: Path, target: Path) -> None:
         )
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
+
+
+@contextmanager
+def _made_aside(target: Path) -> Iterator[Path]:
+    """Give a folder to fill, which then becomes `target`: a kill leaves nothing half-written there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=".making-", dir=target.parent))
+    try:
+        yield aside
         if not target.exists():
             aside.rename(target)
     finally:
@@ -190,7 +197,7 @@ def _merged(base: Path, adapter: Path) -> Path:
 
 
 def _merge(base: Path, adapter: Path, target: Path) -> None:
-    """Write a copy of `base` with the adapter added to its weights, aside and then renamed."""
+    """Write a copy of `base` with the adapter added to its weights."""
     from safetensors.torch import load_file, save_file
 
     from perm_ray.models.adapter import merge
@@ -200,9 +207,7 @@ def _merge(base: Path, adapter: Path, target: Path) -> None:
     parts = load_file(adapter / "adapter_model.safetensors")
     prefix, down, up = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
     names = {name.removeprefix(prefix).removesuffix(down) for name in parts if name.endswith(down)}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".merging-", dir=target.parent))
-    try:
+    with _made_aside(target) as aside:
         for file in base.iterdir():
             if file.suffix != ".safetensors":
                 shutil.copy(file, aside / file.name)
@@ -215,10 +220,6 @@ def _merge(base: Path, adapter: Path, target: Path) -> None:
             save_file(weights, aside / file.name, metadata={"format": "pt"})
         if names:
             raise SystemExit(f"The model has no weight {min(names)}.weight, which the adapter changes.")
-        if not target.exists():
-            aside.rename(target)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _packaged_gguf() -> Path:

@@ -107,6 +107,13 @@ class Checkpoints:
             ) from error
         return writing.result()
 
+    def finish(self, note: Callable[[str], None]) -> None:
+        """Wait for a checkpoint that is being written after an error; report its failure and go on."""
+        try:
+            self.wait()
+        except RunError as error:
+            note(str(error))
+
     def rate(self, step: int, heldout_reward: float) -> None:
         """Note the held-out reward after `step`, by which `checkpoint.keep_best` chooses."""
         write_json_atomic(self._ratings_file, self._ratings() | {step: heldout_reward})

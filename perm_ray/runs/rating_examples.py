@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from perm_ray.config.judges import JudgesConfig
 from perm_ray.data.items import Preference
 from perm_ray.errors import DataError
 from perm_ray.evaluation.calibration.labelled import Dimension, LabelledItem
+from perm_ray.judges.asking import ScoreQuery
 from perm_ray.judges.engine import ValueTree, render_query, value_tree
 from perm_ray.judges.judge import question_of
 from perm_ray.judges.modes import score_queries
@@ -32,12 +33,12 @@ def rating_units(
     renderer: ChatRenderer,
     seed: str,
     max_tokens: int,
-    every_criterion: bool = True,
 ) -> list[Unit]:
     """Render each rated text as the very query that scoring mode `expected` makes of it.
 
     The target is the raters' distribution over the scale, right after the question's opening. A perspective
-    with criteria learns each of them from the dimension `<perspective>.<criterion>`.
+    with criteria learns them from the dimensions `<perspective>.<criterion>`: one is drawn for each text, so
+    that the texts of a scenario share its beginning, and another epoch draws others.
 
     Args:
         items: The rated texts.
@@ -47,15 +48,13 @@ def rating_units(
         renderer: The judge's chat template and tokenizer.
         seed: Of the fences around texts, and of the criterion that is drawn.
         max_tokens: The longest query.
-        every_criterion: All criteria of a text, or one that is drawn: the texts of a scenario then share its
-            beginning, and epochs draw others.
 
     Raises:
         DataError: Queries are too long; one error names the rows.
     """
     scales = {dimension.name: dimension.scale for dimension in dimensions}
-    grouped: dict[tuple[str, ...], list[tuple[str, TrainSequence]]] = {}
-    trees: dict[tuple[str, Scale], ValueTree] = {}
+    grouped: dict[tuple[str, str], list[tuple[str, TrainSequence]]] = {}
+    openings: dict[tuple[str, tuple[int, ...]], _Opening] = {}  # equal for many texts
     for labelled in items:
         scenario = labelled.item.scenario
         for name, perspective in perspectives.items():
@@ -66,27 +65,36 @@ def rating_units(
             question = question_of(perspective, judges.pools[name], scenario, text, seed)
             chat = render_query(renderer, question.messages, "")
             drawn = ""
-            if question.criteria and not every_criterion:
+            if question.criteria:
                 drawn = random.Random(f"{seed}/{labelled.item.item_id}").choice(rated)
             for dimension, query in zip(rated, score_queries(question, question.opening), strict=True):
-                key = (query.prefix, question.scale)
-                if key not in trees:
-                    trees[key] = value_tree(renderer, query.prefix, query.values)
-                ratings = labelled.labels.get(dimension, {}).values()
-                if not ratings:
+                ratings = list(labelled.labels.get(dimension, {}).values())
+                if not ratings or (drawn and dimension != drawn):
                     continue
-                target = soft_target(list(ratings), scales[dimension], question.scale)
-                opening = renderer.encode(query.prefix)
-                if drawn and dimension != drawn:
-                    continue
-                own = (labelled.item.item_id,) if question.criteria and every_criterion else ()
-                unit = grouped.setdefault((name, scenario.scenario_id, *own), [])
-                end = renderer.encode(f"{query.prefix}{query.values[0]}\n")[-1]
-                for sequence in target_sequences(chat + opening, trees[key], target, end):
+                key = query.prefix, query.values
+                opening = openings.get(key) or openings.setdefault(key, _opening(renderer, query))
+                unit = grouped.setdefault((name, scenario.scenario_id), [])
+                target = soft_target(ratings, scales[dimension], question.scale)
+                for sequence in target_sequences(chat + opening.token_ids, opening.tree, target, opening.end):
                     unit.append((labelled.item.item_id, sequence))
     units = [sharing([sequence for _, sequence in pairs]) for pairs in grouped.values()]
     check_lengths(units, [pairs[0][0] for pairs in grouped.values()], max_tokens)
     return units
+
+
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    """The tokens of a judge's opening, the tree of the numbers after it, and the token that ends a number."""
+
+    token_ids: tuple[int, ...]
+    tree: ValueTree
+    end: int
+
+
+def _opening(renderer: ChatRenderer, query: ScoreQuery) -> _Opening:
+    end = renderer.encode(f"{query.prefix}{query.values[0]}\n")[-1]
+    tree = value_tree(renderer, query.prefix, query.values)
+    return _Opening(renderer.encode(query.prefix), tree, end)
 
 
 def preference_units(

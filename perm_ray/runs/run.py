@@ -12,10 +12,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from perm_ray.cluster.calls import wait_all
-from perm_ray.cluster.placement import ROLLOUT, TRAINER, Places, demands, reserve
-from perm_ray.cluster.session import start_ray, stop_ray
+from perm_ray.cluster.placement import ROLLOUT, TRAINER, Places, demands
+from perm_ray.cluster.session import cluster
 from perm_ray.config.schema import Config
-from perm_ray.errors import RunError
 from perm_ray.evaluation.probes.probe_report import ProbeWatch
 from perm_ray.evaluation.probes.probe_set import load_probes
 from perm_ray.experience import Collector, Experience
@@ -163,16 +162,9 @@ class Run:
             self.checkpoints.save(state, self.trainer.save)
             self._saved_step = state.step
 
-    def finish_pending_checkpoint(self) -> None:
-        """Wait for a checkpoint that is being written after an error; report its failure and go on."""
-        try:
-            self.checkpoints.wait()
-        except RunError as error:
-            self.progress.note(str(error))
-
     def keep_for_replay(self, step: int, sequences: Sequence[TrainSequence], reason: str) -> Path:
         """Write the batch that a step failed on, with the newest checkpoint to replay it from."""
-        self.finish_pending_checkpoint()
+        self.checkpoints.finish(self.progress.note)
         file = self.directory.failed_step_file(step)
         FailedStep(step, reason, self.checkpoints.latest_name(), sequences).write(file)
         return file
@@ -190,14 +182,9 @@ def running(
 ) -> Iterator[Run]:
     """Start Ray, then everything at once, and wait once; end it all on the way out, however that is."""
     progress.phase("starting Ray")
-    try:
-        rows = demands(plan.config, plan.judge is not None)
-        start_ray(plan.config.ray, rows)
-        stop.reinstall()
-        places = reserve(plan.config.ray, rows, progress.note)
+    rows = demands(plan.config, plan.judge is not None)
+    with cluster(plan.config.ray, rows, progress.note, started=stop.reinstall) as places:
         yield _start(plan, models, directory, tracker, progress, places, stop, state)
-    finally:
-        stop_ray()
 
 
 def _start(
@@ -219,7 +206,7 @@ def _start(
         if plan.judge is not None
         else start_judges(config, plan.perspectives, models.judges, seed, deterministic, places)
     )
-    graders = start_graders(config, plan.perspectives, seed, deterministic) if plan.judge is None else None
+    graders = start_graders(config, plan.perspectives, seed, deterministic)
     training = places.of(TRAINER, config.trainer.num_ranks)
     temperature = config.rollout.temperature
     trainer = TrainerGroup(config.trainer, models.policy, seed, config.run.steps, training, temperature)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -226,7 +226,9 @@ def _train(
         with running(plan, models, directory, record.tracker, record.progress, stop, state) as run:
             if checkpoint is not None:
                 run.restore(checkpoint)
-            _train_and_save(run)
+            resume = f"Resume with: perm-ray train --resume {directory.path}"
+            with saved_on_failure(run.save, run.checkpoints, run.progress.note, resume):
+                run_steps(run)
             record.extra["evaluation"] = next(h.comparison for h in run.hooks if isinstance(h, Evaluate))
             pairs = answer_pairs(directory.samples, run.state.step, plan.config.run.seed)
             record.extra["answers"] = [asdict(pair) for pair in pairs]
@@ -238,19 +240,22 @@ def _train(
             record.console.print(f"Model:  {registered}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _train_and_save(run: Run) -> None:
-    """Train; after an error save what can be saved, and say how to resume."""
+@contextmanager
+def saved_on_failure(
+    save: Callable[[], None], checkpoints: Checkpoints, note: Callable[[str], None], how_to_resume: str
+) -> Iterator[None]:
+    """After an error in the block save what can be saved, and say how to resume."""
     try:
-        run_steps(run)
+        yield
     except (Interrupted, JudgeFailureRateError):
-        run.save()
-        run.checkpoints.wait()
-        run.progress.note(f"Resume with: perm-ray train --resume {run.directory.path}")
+        save()
+        checkpoints.wait()
+        note(how_to_resume)
         raise
     except Exception:
-        run.finish_pending_checkpoint()
-        if run.checkpoints.latest_name() is not None:
-            run.progress.note(f"Resume with: perm-ray train --resume {run.directory.path}")
+        checkpoints.finish(note)
+        if checkpoints.latest_name() is not None:
+            note(how_to_resume)
         raise
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.program import environment
 from tests.support.tiny_model import write_tiny_model
 from tests.support.tiny_run import tiny_run
 
@@ -41,10 +41,6 @@ def rows(folder: Path) -> Path:
 
 def command(verb: str, *arguments: object) -> list[str]:
     return [sys.executable, "-m", "perm_ray.cli.main", *verb.split(), *map(str, arguments)]
-
-
-def environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
 
 
 def finish(arguments: list[str]) -> str:

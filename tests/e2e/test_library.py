@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.program import environment
 from tests.support.tiny_run import tiny_run
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +66,7 @@ def test_judges_and_training_from_python(tiny_model: Path, tmp_path: Path) -> No
         timeout=400,
         cwd=ROOT,
         check=False,
-        env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+        env=environment(),
     )
     lines = [line.split() for line in done.stdout.splitlines()]
     (scored,) = [line for line in lines if line[:1] == ["score"]]

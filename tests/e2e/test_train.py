@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import pytest
 from perm_ray.config.engines import BUILTIN_MODEL
 from perm_ray.runs.directory import RunDirectory
 from perm_ray.tracking.mlflow_sender import is_behind
+from tests.support.program import environment
 from tests.support.tiny_model import write_tiny_model
 from tests.support.tiny_run import tiny_run
 
@@ -35,11 +35,6 @@ TIMES = ("time/", "rollout/tokens_per_s", "sync/seconds")
 
 def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "perm_ray.cli.main", "train", *map(str, arguments)]
-
-
-def environment() -> dict[str, str]:
-    """Without the token of this test process: the program must make its own."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
 
 
 def train(*arguments: object) -> str:

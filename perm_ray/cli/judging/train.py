@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -32,9 +32,19 @@ from perm_ray.models.resolve import resolve_model
 from perm_ray.runs.examples import Unit, heldout_scenarios, learned_from
 from perm_ray.runs.finetune import Examples, check_finetune
 from perm_ray.runs.rating_examples import preference_units, rating_units
+from perm_ray.trainer.batching import Task
 from perm_ray.types import Scenario
 
 _FEW = 50  # rows: a judge that learned from fewer is made, with a warning
+
+
+@dataclass(frozen=True)
+class Rated:
+    """Replies that people have rated; `heldout` are the scenarios that only measure."""
+
+    labelled: LabelledSet
+    heldout: Collection[str]
+
 
 Units = Callable[[bool, str], list[Unit]]  # of those held out or the others, drawn with a seed
 
@@ -43,10 +53,13 @@ def run(options: argparse.Namespace) -> int:
     """Train a judge and compare it with what it was, or say what would be run."""
     config = config_of(options, "builtin:graded")
     name = trained_model(config, options.model)
-    examples = examples_of(config, name)
+    check_finetune(config)
+    file = examples_file(config.finetune.data)
+    rated = None if has_preferences(file) else read_rated(config, file)
+    examples = examples_of(config, name, file, rated)
     directory = train_on(options, config, examples)
-    if directory is not None and examples.task == "supervised" and examples.heldout:
-        compare(config, name, directory)
+    if directory is not None and rated is not None and examples.heldout:
+        compare(config, name, rated, directory)
     return 0
 
 
@@ -69,56 +82,54 @@ def trained_model(config: Config, name: str | None) -> str:
     return name
 
 
-def examples_of(config: Config, name: str) -> Examples:
-    """Read, check and render what the model `name` learns from: ratings, or pairs of a better and a worse.
+def read_rated(config: Config, file: Path) -> Rated:
+    """Return the rated replies, and the ids of the scenarios that only measure. Raises `DataError`."""
+    labelled, share = read_labels(file), config.finetune.heldout_share
+    scenarios = [row.item.scenario for row in labelled.items]
+    return Rated(labelled, heldout_scenarios(scenarios, read_examples(file).splits, share, config.run.seed))
+
+
+def examples_of(config: Config, name: str, file: Path, rated: Rated | None) -> Examples:
+    """Check and render what the model `name` learns from: ratings, or without them the pairs in `file`.
 
     Raises:
         UserError: Something in the configuration or the data cannot be used as it is.
     """
-    check_finetune(config)
     settings, seed = config.finetune, config.run.seed
-    file = examples_file(settings.data)
     every = build_perspectives(config.judges)
     perspectives = {key: p for key, p in every.items() if config.judges.pools[key].model == name}
     engine = config.judge_engines[name]
     model = resolve_model(engine.model, engine.adapter)
     renderer = ChatRenderer(model, engine.enable_thinking)
-    preferred = has_preferences(file)
-    if preferred:
+    if rated is None:
         units, digest = _preferences(config, file, perspectives, renderer)
     else:
-        units, digest = _ratings(config, every, perspectives, renderer)
+        check_perspectives(rated.labelled.dimensions, every)
+        units, digest = _ratings(config, rated, perspectives, renderer)
     epochs = [units(False, f"{seed}/{epoch}") for epoch in range(settings.epochs)]
-    if not preferred and not epochs[0]:
+    if rated is not None and not epochs[0]:
         raise DataError(f"{file} has no rating that a judge of models.{name} could learn from.")
-    contents = {"preferences" if preferred else "ratings": digest}
+    contents = {"preferences" if rated is None else "ratings": digest}
     contents |= {f"rubric of {key}": p.rubric.digest_of_all for key, p in perspectives.items()}
-    return Examples(
-        model, epochs, units(True, str(seed)), contents, "preference" if preferred else "supervised"
-    )
+    task: Task = "preference" if rated is None else "supervised"
+    return Examples(model, epochs, units(True, str(seed)), contents, task)
 
 
 def _ratings(
-    config: Config,
-    every: Mapping[str, Perspective],
-    perspectives: Mapping[str, Perspective],
-    renderer: ChatRenderer,
+    config: Config, rated: Rated, perspectives: Mapping[str, Perspective], renderer: ChatRenderer
 ) -> tuple[Units, str]:
     """Return the maker of the units, and the digest of the data."""
-    settings = config.finetune
-    labelled, heldout = _labelled(config)
-    check_perspectives(labelled.dimensions, every)
+    labelled, settings = rated.labelled, config.finetune
 
     def units(held: bool, pass_seed: str) -> list[Unit]:
         return rating_units(
-            [row for row in labelled.items if _is_used(row.item.scenario, held, heldout, settings)],
+            [row for row in labelled.items if _is_used(row.item.scenario, held, rated.heldout, settings)],
             labelled.dimensions,
             config.judges,
             perspectives,
             renderer,
             pass_seed,
             settings.max_tokens,
-            every_criterion=False,
         )
 
     return units, text_digest(repr(labelled))
@@ -128,14 +139,6 @@ def _is_used(scenario: Scenario, held: bool, heldout: Collection[str], settings:
     """Return whether a scenario is one of those that measure (`held`), or of those that are learned from."""
     name = scenario.scenario_id
     return name in heldout if held else learned_from(name, heldout, settings)
-
-
-def _labelled(config: Config) -> tuple[LabelledSet, set[str]]:
-    """Return the rated replies, and the ids of the scenarios that only measure."""
-    file, share = examples_file(config.finetune.data), config.finetune.heldout_share
-    labelled = read_labels(file)
-    scenarios = [row.item.scenario for row in labelled.items]
-    return labelled, heldout_scenarios(scenarios, read_examples(file).splits, share, config.run.seed)
 
 
 def _preferences(
@@ -157,12 +160,12 @@ def _preferences(
 # ---- the report ---------------------------------------------------------------------------------
 
 
-def compare(config: Config, name: str, directory: Path) -> None:
+def compare(config: Config, name: str, rated: Rated, directory: Path) -> None:
     """Judge the held-out rows by the model as it was and as it is now; print and write how far each agrees.
 
     Writes `judge_report.json` into the run directory, and the figures into the model's card.
     """
-    labelled, heldout = _labelled(config)
+    labelled, heldout = rated.labelled, rated.heldout
     scenarios = [row.item.scenario.scenario_id for row in labelled.items]
     learned = sum(learned_from(scenario, heldout, config.finetune) for scenario in scenarios)
     rows = tuple(row for row in labelled.items if row.item.scenario.scenario_id in heldout)

@@ -149,8 +149,8 @@ def improvement(
     Paired: the same items and the same resamples, which are drawn over `clusters` (the items' scenarios),
     since the replies to one scenario are no independent witnesses. All of shape (items,), on `scale`.
     """
-    both = np.isnan(before) | np.isnan(after)
-    people = np.where(both, np.nan, consensus)
+    missing = np.isnan(before) | np.isnan(after)
+    people = np.where(missing, np.nan, consensus)
     return _figures([_Term(1.0, after, people), _Term(-1.0, before, people)], scale, bootstrap, clusters)
 
 

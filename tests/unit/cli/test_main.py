@@ -7,7 +7,6 @@ its end the process says what it has loaded and whether it ever started Ray.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import pytest
 from perm_ray.config import CONFIGS
 from perm_ray.config.load import load_config
 from tests.support.fakes import write_fake_model
+from tests.support.program import environment
 
 HEAVY = ("torch", "vllm", "deepspeed", "mlflow")
 SCENARIO = {"persona": "Noor, 75", "scenario": "Her garden is in flower.", "dialogue": ["Look at it!"]}
@@ -148,12 +148,12 @@ class Answers:
 
 def python(*arguments: str, cwd: Path, given: str = "") -> subprocess.CompletedProcess[str]:
     """Without the token of this test process: the program must make its own."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    own = environment()
     return subprocess.run(
         [sys.executable, *arguments],
         input=given,
         cwd=cwd,
-        env=environment,
+        env=own,
         capture_output=True,
         text=True,
         timeout=120,
