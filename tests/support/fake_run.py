@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from perm_ray.config.load import dump_config, load_config
@@ -23,6 +23,7 @@ from perm_ray.rewards.advantages import advantages_of
 from perm_ray.rewards.reward import reward_of
 from perm_ray.runs.directory import RunDirectory
 from perm_ray.tracking.ambiguous import AmbiguityRule
+from perm_ray.tracking.answers import answer_pairs
 from perm_ray.tracking.rollout_metrics import rollout_metrics
 from perm_ray.tracking.slices import slice_metrics
 from perm_ray.tracking.summary import summarise
@@ -114,7 +115,9 @@ class FakeRun:
         rows = directory.read_metrics()
         wall_time_s = math.fsum(row["time/step_s"] for row in rows)
         evaluation = compare(before, self._evaluate(directory, self.num_steps), seed=42)
-        directory.write_summary(summarise(rows, "FINISHED", wall_time_s, {"evaluation": evaluation}))
+        answers = [asdict(pair) for pair in answer_pairs(directory.samples, self.num_steps, seed=42)]
+        extra = {"evaluation": evaluation, "answers": answers}
+        directory.write_summary(summarise(rows, "FINISHED", wall_time_s, extra))
         return path
 
     def rollouts(self, prompts: Sequence[Prompt], step: int) -> list[RolloutGroup]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from perm_ray.config.schema import Config
 from perm_ray.errors import DataError, UserError
 from perm_ray.judges.perspective import BUILTIN_PERSPECTIVES, load_perspective
 from perm_ray.runs.directory import RunDirectory
+from perm_ray.tracking.answers import AnswerPair
 from perm_ray.tracking.samples import RolloutRow, parse_row, read_lines
 from perm_ray.tracking.summary import duration, summarise
 
@@ -67,6 +68,7 @@ class RunReport:
     metrics: tuple[MetricRow, ...]
     evaluation: tuple[MetricRow, ...]
     difference: Mapping[str, float]
+    answers: tuple[AnswerPair, ...]
     rollouts: tuple[RolloutRow, ...]
     heldout: tuple[RolloutRow, ...]
     perspectives: tuple[PerspectiveView, ...]
@@ -98,6 +100,7 @@ def read_run(path: Path) -> RunReport:
         metrics=_metric_rows(metrics),
         evaluation=evaluation,
         difference=difference,
+        answers=_answers(summary.get("answers")),
         rollouts=rollouts,
         heldout=heldout,
         perspectives=_perspectives([*rollouts, *heldout]),
@@ -196,6 +199,17 @@ def _summary(directory: RunDirectory, num_steps: int, notes: list[str]) -> Mappi
             "or was cut off; status and times are those of the session before."
         )
     return summary
+
+
+def _answers(rows: object) -> tuple[AnswerPair, ...]:
+    """Return the answers of `summary.json` from before and after, as far as they can be read."""
+    names = {each.name for each in fields(AnswerPair)}
+    fit = (
+        [row for row in rows if isinstance(row, dict) and row.keys() == names]
+        if isinstance(rows, list)
+        else ()
+    )
+    return tuple(AnswerPair(**row) for row in fit)
 
 
 def _last_written(directory: RunDirectory) -> datetime | None:

@@ -93,6 +93,8 @@ def poison(run: Path) -> None:
     )
     summary = json.loads((run / "summary.json").read_text())
     summary["status"] = ATTACK
+    summary["answers"][0] |= {"query": ATTACK, "before": ATTACK, "reward_after": ATTACK}
+    summary["answers"].append(ATTACK)
     summary["evaluation"]["before"][ATTACK] = summary["evaluation"]["after"][ATTACK] = 1.0
     (run / "summary.json").write_text(json.dumps(summary))
     config = run / "config.yaml"
@@ -115,6 +117,15 @@ def _poison_row(row: dict[str, Any]) -> None:
 
 
 # ---- what stands in the page ------------------------------------------------------------------
+
+
+def test_five_answers_before_and_after_stand_on_the_page_without_its_script(page: Page, run: Path) -> None:
+    answers = json.loads((run / "summary.json").read_text())["answers"]
+    assert len(answers) == 5
+    assert "5 held-out answers before and after training, drawn by the seed" in page.text
+    for answer in answers:
+        assert answer["before"] in page.text
+        assert answer["after"] in page.text
 
 
 def test_the_page_holds_the_summary_and_the_rows_as_they_are_in_samples(page: Page, run: Path) -> None:
