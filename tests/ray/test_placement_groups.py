@@ -44,12 +44,12 @@ def test_actors_go_where_their_place_is(tidy: int) -> None:
         Demand("asks", 1, 0.0, 0.0),
     ]
     places = reserve(RayConfig(address="auto"), rows, said.append)
-    reserved = 4
-    _wait_for_free_cpus(tidy - reserved)
+    left = tidy - 4
+    _wait_for_free_cpus(left)
     as_task: Any = ray.remote(lambda: os.getpid())
     placed = as_task.options(num_cpus=2, scheduling_strategy=places.of("rank", 1)[0])
     assert ray.get(placed.remote(), timeout=60) != os.getpid()
-    _wait_for_free_cpus(tidy - reserved)  # the task's are taken out of what was reserved
+    assert ray.available_resources()["CPU"] == left  # taken out of what was reserved
     assert [line.split(":")[0] for line in said] == ["engine", "rank"]
     assert said[0].count("127.0.0.1") == 2
     assert list(places.by_role) == ["engine", "rank"]
