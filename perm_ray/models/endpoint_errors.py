@@ -85,13 +85,17 @@ def is_plain_loopback(url: str) -> bool:
     return parts.scheme == "http" and parts.hostname in ("localhost", "127.0.0.1", "::1")
 
 
-def _through(url: str) -> str:
-    """Return the proxy that the environment puts before `url`, in words; empty without one."""
+def proxy_before(url: str) -> str | None:
+    """Return the proxy that the environment puts before `url`, without its password; None without one."""
     parts, proxies = urlsplit(url), getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")
-    if not proxy or is_plain_loopback(url) or proxy_bypass(parts.hostname or ""):
-        return ""
-    return f" through the proxy {redact_text(proxy)} (NO_PROXY does not name its host)"
+    return redact_text(proxy) if proxy and not proxy_bypass(parts.hostname or "") else None
+
+
+def _through(url: str) -> str:
+    """Return the proxy that an endpoint at `url` is asked through, in words; empty without one."""
+    proxy = None if is_plain_loopback(url) else proxy_before(url)
+    return f" through the proxy {proxy} (NO_PROXY does not name its host)" if proxy else ""
 
 
 def retry_after_s(header: str | None, now: float) -> float | None:

@@ -25,7 +25,6 @@ def test_the_walk_from_nothing_to_a_report_and_back_down(tmp_path: Path) -> None
     """`cluster/local/walk.sh`, as it is, where nothing but its own processes can be reached."""
     config = tmp_path / "job.yaml"
     config.write_text(tiny_run(write_tiny_model(tmp_path / "tiny"), tmp_path / "runs"))
-    own = environment()
     commands = tmp_path / "bin"  # the command line of this source tree, whatever is installed
     commands.mkdir()
     (commands / "perm-ray").write_text(f'#!/bin/sh\nexec {sys.executable} -m perm_ray.cli.main "$@"\n')
@@ -34,7 +33,7 @@ def test_the_walk_from_nothing_to_a_report_and_back_down(tmp_path: Path) -> None
     with one_namespace(1) as (here,):
         done = subprocess.run(
             [*here.prefix, "bash", "cluster/local/walk.sh", str(config), str(tmp_path / "walk")],
-            env={**own, "PATH": path, "RAY_USAGE_STATS_ENABLED": "0"},
+            env={**environment(), "PATH": path, "RAY_USAGE_STATS_ENABLED": "0"},
             capture_output=True,
             text=True,
             timeout=600,

@@ -203,13 +203,10 @@ def _summary(directory: RunDirectory, num_steps: int, notes: list[str]) -> Mappi
 
 def _answers(rows: object) -> tuple[AnswerPair, ...]:
     """Return the answers of `summary.json` from before and after, as far as they can be read."""
+    if not isinstance(rows, list):
+        return ()
     names = {each.name for each in fields(AnswerPair)}
-    fit = (
-        [row for row in rows if isinstance(row, dict) and row.keys() == names]
-        if isinstance(rows, list)
-        else ()
-    )
-    return tuple(AnswerPair(**row) for row in fit)
+    return tuple(AnswerPair(**row) for row in rows if isinstance(row, dict) and row.keys() == names)
 
 
 def _last_written(directory: RunDirectory) -> datetime | None:

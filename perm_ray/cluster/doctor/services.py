@@ -9,12 +9,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.request import getproxies, proxy_bypass
 
 from perm_ray.cluster.doctor.finding import Finding, ok, problem, warning
 from perm_ray.config.redact import redact_text
 from perm_ray.config.schema import Config, TrackingConfig
 from perm_ray.errors import ConfigError, ModelError
+from perm_ray.models.endpoint_errors import proxy_before
 
 ANSWER_S = 10.0
 
@@ -31,7 +31,7 @@ def check_services(config: Config) -> Iterator[Finding]:
 
 
 def _model(role: str, model: str, adapter: str | None = None) -> Finding:
-    """As a run does it before it begins, without a download. A built-in model is made if it is not yet."""
+    """As a run does it before it begins; one that is not here is left to the run, a built-in one is made."""
     from perm_ray.models.resolve import is_here, resolve_model
 
     subject = f"model of {role}"
@@ -69,9 +69,9 @@ def _endpoint(config: Config, name: str) -> Finding:
 
 def _proxy() -> Iterator[Finding]:
     """Warn when requests to this machine's own servers (Ray's dashboard, MLflow) would go to a proxy."""
-    proxy = getproxies().get("http") or getproxies().get("all")
-    if proxy and not proxy_bypass("127.0.0.1"):
-        found = f"{redact_text(proxy)} stands before this machine's own servers too"
+    proxy = proxy_before("http://127.0.0.1")
+    if proxy is not None:
+        found = f"{proxy} stands before this machine's own servers too"
         yield warning("proxy", found, "export NO_PROXY=127.0.0.1,localhost")
 
 

@@ -148,12 +148,11 @@ class Answers:
 
 def python(*arguments: str, cwd: Path, given: str = "") -> subprocess.CompletedProcess[str]:
     """Without the token of this test process: the program must make its own."""
-    own = environment()
     return subprocess.run(
         [sys.executable, *arguments],
         input=given,
         cwd=cwd,
-        env=own,
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=120,
