@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,15 +26,13 @@ def tidy(ray_cluster: int) -> Iterator[int]:
             ray.util.remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(name))))
 
 
-def _wait_for_free_cpus(count: float) -> None:
-    """Wait until `count` CPU slots are free: those of actors that were killed come back a little later."""
-    deadline = time.monotonic() + 30
-    while ray.available_resources().get("CPU", 0.0) != count and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert ray.available_resources().get("CPU", 0.0) == count
+def _own_place() -> str | None:
+    group = ray.util.get_current_placement_group()
+    return None if group is None else group.id.hex()
 
 
-def test_actors_go_where_their_place_is(tidy: int) -> None:
+@pytest.mark.usefixtures("tidy")
+def test_actors_go_where_their_place_is() -> None:
     said: list[str] = []
     rows = [
         Demand("engine", 2, 1.0, 0.0),
@@ -44,12 +40,13 @@ def test_actors_go_where_their_place_is(tidy: int) -> None:
         Demand("asks", 1, 0.0, 0.0),
     ]
     places = reserve(RayConfig(address="auto"), rows, said.append)
-    left = tidy - 4
-    _wait_for_free_cpus(left)
-    as_task: Any = ray.remote(lambda: os.getpid())
-    placed = as_task.options(num_cpus=2, scheduling_strategy=places.of("rank", 1)[0])
-    assert ray.get(placed.remote(), timeout=60) != os.getpid()
-    assert ray.available_resources()["CPU"] == left  # taken out of what was reserved
+    as_task: Any = ray.remote(_own_place)
+    inside = as_task.options(num_cpus=2, scheduling_strategy=places.of("rank", 1)[0]).remote()
+    outside = as_task.options(num_cpus=1).remote()
+    reserved = ray.util.placement_group_table()
+    held = {name for name, group in reserved.items() if group["bundles"] == {0: {"CPU": 2.0}}}
+    assert ray.get(inside, timeout=60) in held
+    assert ray.get(outside, timeout=60) is None
     assert [line.split(":")[0] for line in said] == ["engine", "rank"]
     assert said[0].count("127.0.0.1") == 2
     assert list(places.by_role) == ["engine", "rank"]
