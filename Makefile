@@ -1,5 +1,5 @@
 # The commands of the README. `make train` and `make test` set up .venv on first use and reuse it after.
-.PHONY: help setup train check test lint lock clean
+.PHONY: help setup train check test lint docs lock clean
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -14,6 +14,7 @@ help:
 	@echo "make train   train the built-in model on this machine (8 steps, under 10 minutes)"
 	@echo "make test    run all tests        make check  lint and unit tests"
 	@echo "make lint    ruff and pyright"
+	@echo "make docs    the pages of docs/ as a searchable site in build/docs"
 	@echo "make setup   make .venv           make lock   resolve requirements/cpu.lock anew"
 
 setup: $(VENV)/.ready
@@ -47,10 +48,17 @@ lint: setup
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright
 
+docs:
+	@test -x build/venv/bin/sphinx-build || { $(PYTHON) -m venv build/venv \
+		&& build/venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/docs.lock; }
+	@build/venv/bin/sphinx-build --quiet --fail-on-warning -b html docs build/docs
+	@echo "build/docs/index.html"
+
 lock:
+	@uv pip compile --quiet requirements/docs.in --python-version 3.11 --generate-hashes --no-header -o requirements/docs.lock
 	@uv pip compile --quiet pyproject.toml --extra cpu --extra dev --python-version 3.11 \
 		--override requirements/overrides.txt $(LOCK_TORCH) --generate-hashes \
 		--no-emit-package torch --no-header -o requirements/cpu.lock
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) build runs

@@ -2,7 +2,7 @@
 
 A component receives its own section, never the whole. Sections are frozen; a value out of bounds raises
 `ConfigError`, also when `dataclasses.replace` copies a section. `configs/base.yaml` and the reference page
-are written from here by `python -m perm_ray.config.generate`; `load.py` merges files and overrides.
+are written from here by `python -m docs.generate`; `load.py` merges files and overrides.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from perm_ray.data.prompts import is_empty
+from perm_ray.data.scenarios import persona_of
 from perm_ray.data.tables import Problems, Row, json_rows
 from perm_ray.errors import DataError
 from perm_ray.types import JudgeItem, Scenario, Sections, Turn
@@ -38,7 +39,7 @@ def read_items(path: Path) -> list[JudgeItem]:
     lines: dict[str, int] = {}
     for row in json_rows(path, problems):
         item = item_of(row, FIELDS)
-        note_repeated(row, item.item_id, lines)
+        row.check_unique(item.item_id, lines)
         items.append(item)
     problems.settle(path)
     if not items:
@@ -68,7 +69,7 @@ def read_examples(path: Path) -> ExampleRows:
     lines: dict[str, int] = {}
     for row in json_rows(path, problems):
         item = item_of(row, (*FIELDS, "split"))
-        note_repeated(row, item.item_id, lines)
+        row.check_unique(item.item_id, lines)
         items.append(item)
         _note_split(row, item, splits)
     problems.settle(path)
@@ -135,7 +136,7 @@ def item_of(row: Row, fields: Collection[str]) -> JudgeItem:
         if name not in fields and near and near[0] not in row.data:
             row.complain(name, f'the field "{near[0]}"', "a name that is not read")
     scenario = make_scenario(
-        persona=_persona(row),
+        persona=persona_of(row),
         situation=row.text("scenario"),
         query=_query(row),
         language=row.optional_text("language"),
@@ -158,26 +159,12 @@ def make_scenario(
     return Scenario(name, persona, situation, (Turn("seeker", query),), language, culture)
 
 
-def note_repeated(row: Row, item_id: str, lines: dict[str, int]) -> None:
-    """Note an id that an earlier row has; `lines` has the line of each id so far."""
-    earlier = lines.setdefault(item_id, row.line)
-    if earlier != row.line:
-        row.complain("id", "an id of its own", f"{item_id!r}, which line {earlier} has too")
-
-
-def _persona(row: Row) -> str:
-    value = row.data.get("persona")
-    if isinstance(value, dict):
-        return row.as_text("persona.identity", value.get("identity"))
-    return row.text("persona")
-
-
 def _query(row: Row) -> str:
     dialogue = row.data.get("dialogue")
     if dialogue is None:
         return row.text("query")
     if row.data.get("query") is not None:
-        row.complain("dialogue", "either query or dialogue", "both")
+        row.complain("dialogue", "either query or dialogue", "both of them")
         return ""
     if not isinstance(dialogue, list) or not dialogue:
         row.complain("dialogue", "a list of turns", dialogue)

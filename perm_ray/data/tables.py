@@ -1,7 +1,7 @@
 """Read rows of other people's files, JSON lines, with every problem listed by file, line and field.
 
-The readers of labels and of texts to judge go through here. They note what is wrong and read on, and
-`Problems.settle` then raises one error that lists it all.
+Every reader of JSON lines goes through here: scenarios, texts to judge, labels, probes. They note what is
+wrong and read on, and `Problems.settle` then raises one error that lists it all.
 """
 
 from __future__ import annotations
@@ -54,6 +54,12 @@ class Row:
     def complain(self, where: str, expected: str, found: object) -> None:
         self.problems.note(self.file, self.line, where, expected, show(found))
 
+    def check_unique(self, name: str, lines: dict[str, int]) -> None:
+        """Note an id that an earlier row has; `lines` has the line of each id so far."""
+        earlier = lines.setdefault(name, self.line)
+        if earlier != self.line:
+            self.complain("id", "an id of its own", f"{show(name)}, which line {earlier} has too")
+
     def text(self, where: str) -> str:
         """A field that must be a text with something in it."""
         return self.as_text(where, self.data.get(where))
@@ -97,22 +103,24 @@ def json_rows(path: Path, problems: Problems) -> Iterator[Row]:
         try:
             value = json.loads(raw.decode("utf-8"))
         except UnicodeDecodeError as error:
-            problems.note(path, number, "", "UTF-8 text", f"byte 0x{raw[error.start]:02x}")
+            problems.note(
+                path, number, "", "UTF-8 text", f"byte 0x{raw[error.start]:02x} at byte {error.start + 1}"
+            )
         except (ValueError, RecursionError) as error:
             problems.note(path, number, "", "one JSON object", f"bad JSON ({error})")
         else:
             if isinstance(value, dict):
                 yield Row(path, number, value, problems)
             else:
-                problems.note(path, number, "", "one JSON object", show(value))
+                problems.note(path, number, "", "one JSON object", "null" if value is None else show(value))
 
 
 def show(value: object) -> str:
-    """A value as a message shows it: short; nothing for one that is not there."""
+    """Return a value as a message shows it: short, several words as they stand; "nothing" for none."""
     if value is None:
         return "nothing"
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    text = repr(text) if isinstance(value, str) and " " not in text.strip() else text
+    in_words = isinstance(value, str) and " " in value.strip()
+    text = str(value) if in_words else json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:59] + "…"
 
 

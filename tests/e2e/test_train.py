@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -104,6 +105,25 @@ def test_the_run_directory_holds_what_others_rely_on(builtin_run: tuple[Path, st
     assert "reward/mean" in printed
     assert f"sqlite:///{run}/mlflow.db" in printed
     assert "\x1b" not in printed  # no escape codes when the output is not a terminal
+
+
+def test_the_reference_names_every_metric_and_every_file(builtin_run: tuple[Path, str]) -> None:
+    run, _ = builtin_run
+    reference = Path(__file__).parents[2] / "docs" / "reference"
+    names = re.findall(r"^\| `([^`]+)` \|", (reference / "metrics.md").read_text(), re.MULTILINE)
+    known = re.compile("|".join(map(_pattern_of, names)))
+    found = {name for row in metrics(run) for name in row} - {"step", "time_ms"}
+    assert [name for name in sorted(found) if not known.fullmatch(name)] == []
+    listed = (reference / "run-directory.md").read_text()
+    entries = {re.sub(r"_\d{6}", "", path.name) for path in (*run.iterdir(), *(run / "samples").iterdir())}
+    assert [name for name in sorted(entries) if name.partition(".")[0] not in listed] == []
+
+
+def _pattern_of(documented: str) -> str:
+    """Return a regular expression for a row: `<p>` is any name, `{a,b}` a or b, `...` the rest."""
+    text = re.escape(re.sub("<[a-z]+>", "\1", documented.replace("...", "\0")))
+    text = re.sub(r"\\\{([^}]*)\\\}", lambda m: f"(?:{m[1].replace(',', '|')})", text)
+    return text.replace("\0", ".*").replace("\1", "[^/]+")
 
 
 def test_mlflow_has_the_run(builtin_run: tuple[Path, str]) -> None:

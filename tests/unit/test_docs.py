@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import perm_ray
+from docs.generate import generated
 from perm_ray.cli.options import VERBS, parser_of
 from perm_ray.config import CONFIGS
 from perm_ray.config.load import load_config
@@ -78,6 +79,11 @@ def test_the_perspective_of_the_docs_is_one(tmp_path: Path) -> None:
     file.write_text(text, encoding="utf-8")
     perspective = load_perspective("freedom", file)
     assert (perspective.reads, perspective.scale) == ("response", Scale(1, 5))
+
+
+@pytest.mark.parametrize(("path", "text"), generated().items(), ids=lambda each: getattr(each, "name", ""))
+def test_what_is_generated_is_fresh(path: Path, text: str) -> None:
+    assert path.read_text(encoding="utf-8") == text, "run python -m docs.generate"
 
 
 def test_there_are_commands() -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from perm_ray.data.items import FIELDS, item_of, note_repeated
+from perm_ray.data.items import FIELDS, item_of
 from perm_ray.data.tables import Problems, Row, json_rows
 from perm_ray.errors import DataError
 from perm_ray.evaluation.calibration.labelled import (
@@ -57,7 +57,7 @@ def read_labels(
     lines: dict[str, int] = {}
     for row in json_rows(path, problems):
         item = item_of(row, _LABEL_FIELDS)
-        note_repeated(row, item.item_id, lines)
+        row.check_unique(item.item_id, lines)
         _take_scales(row, scales)
         labels, models = _ratings(row, "labels", scales), _ratings(row, "model_labels", scales)
         rows.append((item, labels, models))

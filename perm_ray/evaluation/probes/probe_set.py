@@ -17,14 +17,16 @@ Only the sections that the perspectives read may be there. Pure.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
 from perm_ray.data.scenarios import load_scenarios
+from perm_ray.data.tables import Problems, json_rows
 from perm_ray.errors import DataError
 from perm_ray.judges.perspective import BUILTIN_PERSPECTIVES, load_perspective
 from perm_ray.types import JudgeItem, Scenario, Sections
@@ -39,7 +41,6 @@ RESERVED_KINDS = ("pass_rate", "failed")
 
 _FIELDS = {"id", "kind", "scenario", "perspectives", "better", "worse", "relation", "margin"}
 _KIND = re.compile("[a-z][a-z0-9_]*")
-_MAX_SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,107 +87,78 @@ def load_probes(folder: Path = BUILTIN_PROBES) -> tuple[Probe, ...]:
     """
     scenarios = {each.scenario_id: each for each in load_scenarios(str(folder / SCENARIOS_FILE))}
     reads = {name: load_perspective(name).reads for name in BUILTIN_PERSPECTIVES}
-    reader = _Reader(scenarios, reads)
     files = [file for file in sorted(folder.glob("*.jsonl")) if file.name != SCENARIOS_FILE]
-    probes = tuple(probe for file in files for probe in reader.probes(file))
-    if reader.problems:
-        raise DataError(reader.report(folder))
+    problems, ids, probes = Problems(), set[str](), list[Probe]()
+    for row in itertools.chain.from_iterable(json_rows(file, problems) for file in files):
+        try:
+            probes.append(_probe(row.data, scenarios, reads, ids))
+        except _BadLine as error:
+            row.complain(*error.args)
+    problems.settle(folder)
     if not probes:
         raise DataError(f"{folder} has no probes: give a folder with {SCENARIOS_FILE} and a file of probes.")
-    return probes
+    return tuple(probes)
 
 
 # ---- reading --------------------------------------------------------------------------------
 
 
-@dataclass
-class _Reader:
-    """Reads probe files, and notes what is wrong in them as `file line N: ...`."""
-
-    scenarios: Mapping[str, Scenario]
-    reads: Mapping[str, str]
-    problems: list[str] = field(default_factory=list)
-    _ids: set[str] = field(default_factory=set)
-
-    def probes(self, file: Path) -> Iterator[Probe]:
-        try:
-            lines = file.read_bytes().split(b"\n")
-        except OSError as error:
-            raise DataError(f"the probe file {file} cannot be read: {error.strerror}.") from error
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield self._probe(json.loads(line.decode("utf-8")))
-            except (_BadLine, ValueError, RecursionError) as error:
-                found = str(error) if isinstance(error, _BadLine) else f"expected one JSON object ({error})"
-                self.problems.append(f"{file.name} line {number}: {found}")
-
-    def report(self, folder: Path) -> str:
-        count = len(self.problems)
-        shown = [f"  {problem}" for problem in self.problems[:_MAX_SHOWN]]
-        more = [f"  and {count - _MAX_SHOWN} more"] if count > _MAX_SHOWN else []
-        what = "problem" if count == 1 else "problems"
-        lines = [f"the probes in {folder} have {count} {what}; mend and start again:", *shown, *more]
-        return "\n".join(lines).encode("utf-8", "replace").decode("utf-8")
-
-    def _probe(self, row: object) -> Probe:
-        _expect(isinstance(row, dict), "", "one JSON object", row)
-        fields = cast(Mapping[str, object], row)
-        unknown = sorted(fields.keys() - _FIELDS)
-        _expect(not unknown, "", f"only the fields {', '.join(sorted(_FIELDS))}", ", ".join(unknown))
-        probe_id = fields.get("id")
-        _expect(isinstance(probe_id, str) and bool(probe_id), "id", "a text", probe_id)
-        _expect(probe_id not in self._ids, "id", "an id of its own", probe_id)
-        self._ids.add(cast(str, probe_id))
-        kind = fields.get("kind")
-        named = isinstance(kind, str) and bool(_KIND.fullmatch(kind)) and kind not in RESERVED_KINDS
-        _expect(named, "kind", f"lower-case letters, digits and _, not {' or '.join(RESERVED_KINDS)}", kind)
-        scenario = fields.get("scenario")
-        known = isinstance(scenario, str) and scenario in self.scenarios
-        _expect(known, "scenario", f"the id of a line of {SCENARIOS_FILE}", scenario)
-        perspectives = self._perspectives(fields.get("perspectives"))
-        relation = fields.get("relation", "above")
-        _expect(relation in ("above", "not_above"), "relation", '"above" or "not_above"', relation)
-        _expect("margin" not in fields or relation == "not_above", "margin", "none with above", "one")
-        margin = fields.get("margin", DEFAULT_MARGIN)
-        number = isinstance(margin, int | float) and not isinstance(margin, bool) and 0 <= margin < 1
-        _expect(number, "margin", "a number in [0, 1)", margin)
-        needed = {self.reads[name] for name in perspectives}
-        better = _sections("better", fields.get("better"), needed)
-        worse = _sections("worse", fields.get("worse"), needed)
-        blank = [text for text in (better.analysis, better.response) if text is not None and not text.strip()]
-        _expect(not blank, "better", "texts with something in them", blank)
-        _expect(better != worse, "worse", "another text than better", "the same")
-        return Probe(
-            probe_id=cast(str, probe_id),
-            kind=cast(str, kind),
-            scenario=self.scenarios[cast(str, scenario)],
-            perspectives=perspectives,
-            better=better,
-            worse=worse,
-            relation=cast(Relation, relation),
-            margin=float(cast(float, margin)),
-        )
-
-    def _perspectives(self, names: object) -> tuple[str, ...]:
-        expected = f"a list of some of {', '.join(self.reads)}, each once"
-        _expect(isinstance(names, list) and bool(names), "perspectives", expected, names)
-        found = cast(list[object], names)
-        right = all(isinstance(name, str) and name in self.reads for name in found)
-        _expect(right and len({*map(str, found)}) == len(found), "perspectives", expected, names)
-        return tuple(cast(list[str], found))
-
-
 class _BadLine(Exception):
-    """A line that is no probe; the message says why."""
+    """A line that is no probe: the field, what was expected, what was found."""
+
+
+def _probe(
+    fields: Mapping[str, object], scenarios: Mapping[str, Scenario], reads: Mapping[str, str], ids: set[str]
+) -> Probe:
+    unknown = sorted(fields.keys() - _FIELDS)
+    _expect(not unknown, "", f"only the fields {', '.join(sorted(_FIELDS))}", ", ".join(unknown))
+    probe_id = fields.get("id")
+    _expect(isinstance(probe_id, str) and bool(probe_id), "id", "a text", probe_id)
+    _expect(probe_id not in ids, "id", "an id of its own", probe_id)
+    ids.add(cast(str, probe_id))
+    kind = fields.get("kind")
+    named = isinstance(kind, str) and bool(_KIND.fullmatch(kind)) and kind not in RESERVED_KINDS
+    _expect(named, "kind", f"lower-case letters, digits and _, not {' or '.join(RESERVED_KINDS)}", kind)
+    scenario = fields.get("scenario")
+    known = isinstance(scenario, str) and scenario in scenarios
+    _expect(known, "scenario", f"the id of a line of {SCENARIOS_FILE}", scenario)
+    perspectives = _perspectives(fields.get("perspectives"), reads)
+    relation = fields.get("relation", "above")
+    _expect(relation in ("above", "not_above"), "relation", '"above" or "not_above"', relation)
+    _expect("margin" not in fields or relation == "not_above", "margin", "none with above", "one")
+    margin = fields.get("margin", DEFAULT_MARGIN)
+    number = isinstance(margin, int | float) and not isinstance(margin, bool) and 0 <= margin < 1
+    _expect(number, "margin", "a number in [0, 1)", margin)
+    needed = {reads[name] for name in perspectives}
+    better = _sections("better", fields.get("better"), needed)
+    worse = _sections("worse", fields.get("worse"), needed)
+    blank = [text for text in (better.analysis, better.response) if text is not None and not text.strip()]
+    _expect(not blank, "better", "texts with something in them", blank)
+    _expect(better != worse, "worse", "another text than better", "the same")
+    return Probe(
+        probe_id=cast(str, probe_id),
+        kind=cast(str, kind),
+        scenario=scenarios[cast(str, scenario)],
+        perspectives=perspectives,
+        better=better,
+        worse=worse,
+        relation=cast(Relation, relation),
+        margin=float(cast(float, margin)),
+    )
+
+
+def _perspectives(names: object, reads: Mapping[str, str]) -> tuple[str, ...]:
+    expected = f"a list of some of {', '.join(reads)}, each once"
+    _expect(isinstance(names, list) and bool(names), "perspectives", expected, names)
+    found = cast(list[object], names)
+    right = all(isinstance(name, str) and name in reads for name in found)
+    _expect(right and len({*map(str, found)}) == len(found), "perspectives", expected, names)
+    return tuple(cast(list[str], found))
 
 
 def _expect(right: bool, where: str, expected: str, found: object) -> None:
     if not right:
-        shown = json.dumps(found, ensure_ascii=False, default=str)
-        shown = shown if len(shown) <= 60 else f"{shown[:59]}…"
-        raise _BadLine(f"{f'field {where}: ' if where else ''}expected {expected}, found {shown}")
+        raise _BadLine(where, expected, found)
 
 
 def _sections(where: str, value: object, needed: set[str]) -> Sections:

@@ -99,7 +99,7 @@ def test_a_dimension_of_no_perspective_is_held_against_none(tmp_path: Path) -> N
         ({"persona": {"name": "Ana"}}, "field persona.identity: expected a text, found nothing"),
         ({"response": None}, "field response: expected a text, found nothing"),
         ({"response": "\ud800"}, "field response: expected Unicode text"),
-        ({"dialogue": ["x"]}, "field dialogue: expected either query or dialogue, found 'both'"),
+        ({"dialogue": ["x"]}, "field dialogue: expected either query or dialogue, found both of them"),
         ({"query": None, "dialogue": []}, "field dialogue: expected a list of turns, found []"),
         ({"query": None, "dialogue": [{"role": "supporter", "content": "x"}]}, "dialogue[0].role"),
         ({"analisys": "x"}, 'field analisys: expected the field "analysis"'),

@@ -222,19 +222,19 @@ def test_a_bad_line_is_named_by_its_number_and_field(tmp_path: Path, line: objec
     good = ROW | {"id": "good"}
     with pytest.raises(DataError, match=re.escape(complaint)) as caught:
         load_probes(folder_with(tmp_path, good, line))
-    assert "mine.jsonl line 2: " in str(caught.value)
+    assert "mine.jsonl, line 2" in str(caught.value)
 
 
 def test_all_bad_lines_are_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         load_probes(folder_with(tmp_path, ROW, ROW, "{", *["[]"] * 30))
-    assert "have 32 problems" in str(caught.value)
-    assert 'line 2: field id: expected an id of its own, found "a-1"' in str(caught.value)
+    assert "has 32 problems" in str(caught.value)
+    assert 'line 2, field id: expected an id of its own, found "a-1"' in str(caught.value)
     assert "and 12 more" in str(caught.value)
 
 
 def test_a_folder_without_probes_or_without_people_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there is no data file"):
+    with pytest.raises(DataError, match="There is no file"):
         load_probes(tmp_path)
     with pytest.raises(DataError, match="has no probes"):
         load_probes(folder_with(tmp_path, ""))
