@@ -10,20 +10,24 @@ from pathlib import Path
 
 from perm_ray.config.schema import Config
 from perm_ray.errors import RunError
+from perm_ray.evaluation.model_comparison import Answer
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What a finished run left: a row of metrics per step, and its summary."""
+    """What a finished run left: a row of metrics per step, its summary, and the answers of each held-out
+    evaluation, the first one before training."""
 
     rows: list[dict[str, float]]
     summary: dict
+    heldout: list[list[Answer]]
 
 
 def train(config: Config) -> TrainingRun:
     """Run `config` as `perm-ray train` does, without a tracker."""
     from perm_ray.cli.train import train_plan
     from perm_ray.runs.directory import RunDirectory, run_path
+    from perm_ray.runs.evaluate import read_answers
     from perm_ray.runs.run_plan import plan_run
 
     with tempfile.TemporaryDirectory(prefix="perm-ray-benchmark-") as folder:
@@ -36,4 +40,5 @@ def train(config: Config) -> TrainingRun:
             raise RunError(f"The benchmark's training run ended with exit code {code}.")
         directory = RunDirectory(run_path(config.run, datetime.now()))
         summary = json.loads(Path(directory.summary_file).read_text(encoding="utf-8"))
-        return TrainingRun(directory.read_metrics(), summary)
+        heldout = [read_answers(file) for file in sorted(directory.samples.glob("heldout_*.jsonl"))]
+        return TrainingRun(directory.read_metrics(), summary, heldout)

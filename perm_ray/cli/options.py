@@ -131,6 +131,17 @@ def _compare(parser: ArgumentParser) -> None:
     add("--seed", type=int, default=42, help="of the intervals (default: 42)")
 
 
+def _evaluate(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    says = "built-in names, folders, hub ids or run directories, and values such as evaluation.judge_model=x"
+    add("arguments", nargs="+", help=says, metavar="MODEL | a.b=c")
+    add("--data", default=None, help="scenarios (default: data.heldout of the configuration)", metavar="FILE")
+    _file(parser, "--config", "YAML file (default: configs/local.yaml)")
+    add("--limit", type=int, default=None, help="only the first N scenarios", metavar="N")
+    add("--out", type=Path, default=Path("evaluation"), help="default: evaluation", metavar="DIR")
+    add("--mlflow", action="store_true", help="log the figures to tracking.mlflow_uri")
+
+
 def _submit(parser: ArgumentParser) -> None:
     add = parser.add_argument
     _address(parser)
@@ -211,6 +222,9 @@ VERBS = {
     ),
     "judge compare": Verb(
         "judging.compare.run", "do two judges, or two rubrics, agree with each other?", _compare
+    ),
+    "evaluate perm": Verb(
+        "evaluate.run", "compare models on the same scenarios, from four perspectives", _evaluate
     ),
     "submit": Verb("submit.run", "run perm-ray train as a job of a Ray cluster", _submit),
     "status": Verb("jobs.status", "list the runs of a Ray cluster, or show one of them", _status),

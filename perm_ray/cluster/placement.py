@@ -51,12 +51,17 @@ def judge_role(engine: str) -> str:
 
 def demands(config: Config, own_judge: bool = False) -> tuple[Demand, ...]:
     """Return what each pool of the run takes; a judge object of the user's takes nothing."""
-    engine, model = config.rollout.engine, config.policy.model
     return (
-        Demand(ROLLOUT, engine.replicas, engine.num_cpus, engine.num_gpus, model, engine.resources),
+        rollout_demand(config),
         *(() if own_judge else judge_demands(config)),
         trainer_demand(config),
     )
+
+
+def rollout_demand(config: Config) -> Demand:
+    """Return what the rollout engines take."""
+    engine, model = config.rollout.engine, config.policy.model
+    return Demand(ROLLOUT, engine.replicas, engine.num_cpus, engine.num_gpus, model, engine.resources)
 
 
 def trainer_demand(config: Config) -> Demand:

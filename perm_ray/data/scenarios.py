@@ -80,7 +80,11 @@ def _resolve(source: str) -> Path:
             known = " and ".join(_BUILTIN_NAMES)
             raise DataError(f"There is no built-in data set {source!r}: the names are {known}.")
         return _BUILTIN_DIR / f"{source.removeprefix(BUILTIN_PREFIX)}.jsonl"
-    return Path(source).expanduser()
+    path = Path(source).expanduser()
+    if not path.exists():
+        names = " or ".join(_BUILTIN_NAMES)
+        raise DataError(f"There is no data file {path}: give a JSONL file, or {names}.")
+    return path
 
 
 def _scenario(row: Row, lines: dict[str, int]) -> Scenario:

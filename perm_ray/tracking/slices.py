@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from statistics import fmean
 
+from perm_ray.tracking.samples import RolloutRow
 from perm_ray.types import Rollout, RolloutGroup, Scenario
 
 TAGS = ("language", "culture")
@@ -37,7 +38,7 @@ def slice_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     return metrics
 
 
-def slice_names(scenario: Scenario) -> list[str]:
-    """The slices that a scenario is in, such as `language/pt-br`."""
+def slice_names(scenario: Scenario | RolloutRow) -> list[str]:
+    """Return the slices that a scenario is in, such as `language/pt-br`."""
     tags = {tag: getattr(scenario, tag) for tag in TAGS}
     return [f"{tag}/{_NOT_IN_A_NAME.sub('_', value)}" for tag, value in tags.items() if value]

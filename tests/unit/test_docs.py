@@ -135,7 +135,18 @@ def test_judge_commands_are_accepted(command: str) -> None:
 TRAINING = ("perm-ray train", "perm-ray benchmark", "perm-ray judge")
 OPERATING = tuple(
     f"perm-ray {verb}"
-    for verb in ("finetune", "doctor", "plan", "report", "feedback", "submit", "status", "logs", "stop")
+    for verb in (
+        "finetune",
+        "evaluate",
+        "doctor",
+        "plan",
+        "report",
+        "feedback",
+        "submit",
+        "status",
+        "logs",
+        "stop",
+    )
 )
 
 

@@ -1,4 +1,5 @@
-"""A model's shape: all that memory and time depend on. From a folder's config.json, or the table below.
+"""Tell a model's shape, all that memory depends on: from a folder's config.json, or of public models from
+`published.json`.
 
 Nothing is downloaded: `perm-ray plan` is asked before a machine with the model is there. A dense decoder
 with RMS norms and a gated MLP (Llama, Mistral, Qwen2, Qwen2.5, Qwen3, SmolLM2) is what is understood.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from typing import Any
 from perm_ray.config.engines import BUILTIN_MODEL
 from perm_ray.errors import ModelError
 from perm_ray.models.resolve import BUILTIN_ADAPTERS
+
+_PUBLISHED = Path(__file__).parent / "published.json"
+_BUILTIN_IS = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 @dataclass(frozen=True)
@@ -89,57 +93,12 @@ class ModelShape:
         return self.layers * rank * sum(sum(self.matrices[target]) for target in targets) if rank else 0
 
 
-def _qwen25(layers: int, hidden: int, intermediate: int, heads: int, kv_heads: int) -> ModelShape:
-    small = hidden <= 2048  # 3B and below: tied, and a vocabulary that is not padded as far
-    return ModelShape(
-        layers,
-        hidden,
-        intermediate,
-        heads,
-        kv_heads,
-        hidden // heads,
-        vocabulary=151936 if small else 152064,
-        tied=small,
-        qkv_bias=True,
-    )
-
-
-def _qwen3(
-    layers: int, hidden: int, intermediate: int, heads: int, kv_heads: int = 8, tied: bool = False
-) -> ModelShape:
-    return ModelShape(layers, hidden, intermediate, heads, kv_heads, 128, 151936, tied=tied, qk_norm=True)
-
-
-_SMOLLM2 = ModelShape(30, 576, 1536, 9, 3, 64, 49152, tied=True)  # 135M
-
-# From each model's public config.json; behind it the parameters that its card gives.
-PUBLISHED: Mapping[str, ModelShape] = {
-    BUILTIN_MODEL: _SMOLLM2,
-    "HuggingFaceTB/SmolLM2-135M-Instruct": _SMOLLM2,
-    "Qwen/Qwen2.5-0.5B-Instruct": _qwen25(24, 896, 4864, 14, 2),  # 0.49B, 0.36B without embeddings
-    "Qwen/Qwen2.5-1.5B-Instruct": _qwen25(28, 1536, 8960, 12, 2),  # 1.54B, 1.31B
-    "Qwen/Qwen2.5-3B-Instruct": _qwen25(36, 2048, 11008, 16, 2),  # 3.09B, 2.77B
-    "Qwen/Qwen2.5-7B-Instruct": _qwen25(28, 3584, 18944, 28, 4),  # 7.61B, 6.53B
-    "Qwen/Qwen2.5-14B-Instruct": _qwen25(48, 5120, 13824, 40, 8),  # 14.7B, 13.1B
-    "Qwen/Qwen2.5-32B-Instruct": _qwen25(64, 5120, 27648, 40, 8),  # 32.5B, 31.0B
-    "Qwen/Qwen2.5-72B-Instruct": _qwen25(80, 8192, 29568, 64, 8),  # 72.7B, 70.0B
-    "Qwen/Qwen3-0.6B": _qwen3(28, 1024, 3072, 16, tied=True),  # 0.6B, 0.44B
-    "Qwen/Qwen3-4B": _qwen3(36, 2560, 9728, 32, tied=True),  # 4.0B, 3.6B
-    "Qwen/Qwen3-8B": _qwen3(36, 4096, 12288, 32),  # 8.2B, 6.95B
-    "Qwen/Qwen3-14B": _qwen3(40, 5120, 17408, 40),  # 14.8B, 13.2B
-    "Qwen/Qwen3-32B": _qwen3(64, 5120, 25600, 64),  # 32.8B, 31.2B
-    "meta-llama/Llama-3.2-1B-Instruct": ModelShape(16, 2048, 8192, 32, 8, 64, 128256, tied=True),  # 1.23B
-    "meta-llama/Llama-3.2-3B-Instruct": ModelShape(28, 3072, 8192, 24, 8, 128, 128256, tied=True),  # 3.21B
-    "meta-llama/Llama-3.1-8B-Instruct": ModelShape(32, 4096, 14336, 32, 8, 128, 128256),  # 8.03B
-    "meta-llama/Llama-3.1-70B-Instruct": ModelShape(80, 8192, 28672, 64, 8, 128, 128256),  # 70.6B
-}
-
-
 def model_shape(name: str) -> ModelShape:
     """The shape of a built-in model, a folder's, or a hub id's. Raises `ModelError`; downloads nothing."""
-    name = BUILTIN_MODEL if name in BUILTIN_ADAPTERS else name
-    if name in PUBLISHED:
-        return PUBLISHED[name]
+    published = json.loads(_PUBLISHED.read_text(encoding="utf-8"))
+    name = _BUILTIN_IS if name in (BUILTIN_MODEL, *BUILTIN_ADAPTERS) else name
+    if name in published:
+        return _shape(published[name], _PUBLISHED)
     folder = Path(name).expanduser()
     if folder.is_dir():
         return read_shape(folder / "config.json")
@@ -147,7 +106,7 @@ def model_shape(name: str) -> ModelShape:
         cached = _cached_config(name)
         if cached is not None:
             return read_shape(cached)
-    near = difflib.get_close_matches(name, PUBLISHED, n=1, cutoff=0.8)
+    near = difflib.get_close_matches(name, published, n=1, cutoff=0.8)
     meant = f", or did you mean {near[0]}" if near else ""
     raise ModelError(
         f"The shape of {name!r} is not known, and a plan downloads nothing: give the folder that holds the "
@@ -157,7 +116,10 @@ def model_shape(name: str) -> ModelShape:
 
 def read_shape(file: Path) -> ModelShape:
     """The shape that a config.json tells. Raises `ModelError`."""
-    whole = _read(file)
+    return _shape(_read(file), file)
+
+
+def _shape(whole: dict[str, Any], file: Path) -> ModelShape:
     config = whole.get("text_config", whole)
     if any(config.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts")):
         raise ModelError(

@@ -220,12 +220,12 @@ def test_all_bad_lines_of_a_data_file_are_told_at_once_by_the_real_program(tmp_p
     )
     assert (done.returncode, done.stdout) == (2, "")
     first, *lines = done.stderr.splitlines()
-    assert first == "perm-ray train: bad.jsonl has 4 problems; mend the file and start again:"
+    assert first == "perm-ray train: bad.jsonl has 4 problems; mend it and start again:"
     assert [line.partition(":")[0] for line in lines] == [
-        "  line 1, field dialogue",
-        "  line 3, field secnario",
-        "  line 3, field persona",
-        "  line 4",
+        "  bad.jsonl, line 1, field dialogue",
+        "  bad.jsonl, line 3, field secnario",
+        "  bad.jsonl, line 3, field persona",
+        "  bad.jsonl, line 4",
     ]
     assert not (tmp_path / "runs").exists()
 

@@ -14,7 +14,7 @@ import pytest
 from perm_ray.cli.main import call
 from perm_ray.cluster.planning.memory import GB, rank_memory
 from perm_ray.cluster.planning.plan import Machine, Plan, make_plan, term_sizes
-from perm_ray.cluster.planning.shapes import PUBLISHED
+from perm_ray.cluster.planning.shapes import model_shape
 from perm_ray.config import CONFIGS
 from perm_ray.config.load import load_config
 from perm_ray.errors import ConfigError, UserError
@@ -41,7 +41,7 @@ def test_a_gpu_configuration_fits(name: str) -> None:
 @pytest.mark.parametrize("name", ON_GPUS)
 def test_the_arithmetic_written_out_in_a_comment_is_right(name: str) -> None:
     text = (CONFIGS / name).read_text()
-    size = PUBLISHED[load_config(CONFIGS / name).policy.model].parameters
+    size = model_shape(load_config(CONFIGS / name).policy.model).parameters
     formulas = {
         "2 P": 2 * size,
         "(4 + 8) P / 4 ranks": 12 * size / 4,

@@ -15,11 +15,11 @@ from perm_ray.cluster.planning.memory import (
     layer_activation_bytes,
     rank_memory,
 )
-from perm_ray.cluster.planning.shapes import PUBLISHED, ModelShape
+from perm_ray.cluster.planning.shapes import ModelShape, model_shape
 from perm_ray.config.engines import EngineConfig
 from perm_ray.config.training import LoraConfig, ObjectiveConfig, SyncConfig, TrainerConfig
 
-QWEN_7B = PUBLISHED["Qwen/Qwen2.5-7B-Instruct"]
+QWEN_7B = model_shape("Qwen/Qwen2.5-7B-Instruct")
 SMALL = ModelShape(2, 8, 16, 4, 2, 2, 100)
 GPU_ENGINE = EngineConfig(num_gpus=1)
 GPU_TRAINER = TrainerConfig(num_gpus=1, num_ranks=4)
@@ -192,7 +192,7 @@ def test_a_rank_changes_as_its_settings_do() -> None:
 
 
 def test_zero_3_loads_the_whole_model_before_it_is_divided() -> None:
-    shape = PUBLISHED["Qwen/Qwen2.5-72B-Instruct"]
+    shape = model_shape("Qwen/Qwen2.5-72B-Instruct")
     trainer = TrainerConfig(num_gpus=1, num_ranks=64, zero_stage=3, lora=LoraConfig(rank=8))
     terms = rank_memory(shape, trainer, SYNC, 2048).peak
     assert terms.phase == "load"

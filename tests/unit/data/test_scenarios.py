@@ -149,7 +149,7 @@ def test_all_problems_come_in_one_error_of_bounded_length(tmp_path: Path) -> Non
     ("source", "said"),
     [
         ("builtin:trian", "builtin:train and builtin:heldout"),
-        ("/no/such/file.jsonl", "There is no file"),
+        ("/no/such/file.jsonl", "There is no data file"),
         (".", "is a folder"),
     ],
 )

@@ -234,7 +234,7 @@ def test_all_bad_lines_are_named_at_once(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_probes_or_without_people_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="There is no file"):
+    with pytest.raises(DataError, match="There is no data file"):
         load_probes(tmp_path)
     with pytest.raises(DataError, match="has no probes"):
         load_probes(folder_with(tmp_path, ""))

@@ -1,0 +1,233 @@
+"""Evaluate models on scenarios: each answers all of them, and one panel of judges scores every answer.
+
+Answers are kept by the digest of the model's weights, written when all of a model's are judged: an evaluation
+that was stopped goes on with the models that are missing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import ray
+
+from perm_ray.cluster.calls import wait_all
+from perm_ray.cluster.placement import (
+    ROLLOUT,
+    Places,
+    check_gpus,
+    check_local_resources,
+    judge_demands,
+    rollout_demand,
+)
+from perm_ray.cluster.session import cluster
+from perm_ray.config.load import load_config
+from perm_ray.config.schema import Config
+from perm_ray.data.prompts import build_prompts, load_template
+from perm_ray.data.scenarios import load_scenarios, scenario_digest
+from perm_ray.errors import DataError
+from perm_ray.evaluation.model_comparison import Answer
+from perm_ray.experience import Collector, Report
+from perm_ray.files import fingerprint, json_line, text_digest, write_json_atomic, write_jsonl_atomic
+from perm_ray.judges.panel import JudgePanel
+from perm_ray.judges.perspective import Perspective
+from perm_ray.judges.startup import build_perspectives, check_judge_prompts, resolve_judges, start_judges
+from perm_ray.models.chat import ChatRenderer
+from perm_ray.models.resolve import check_context, resolve_model
+from perm_ray.rewards.reward import check_perspectives
+from perm_ray.rewards.score_map import ScoreMap, score_maps_for
+from perm_ray.rollout.pool import RolloutPool
+from perm_ray.runs.signals import StopSignals
+from perm_ray.tracking.ambiguous import AmbiguityRule
+from perm_ray.tracking.samples import RolloutRow, parse_row, plain_row, read_lines, sample_rows
+from perm_ray.tracking.slices import slice_names
+from perm_ray.types import FinishReason, Prompt, Scenario
+
+_EXPORTS = ("policy", "model")  # of `train` and of `finetune`, in a run directory
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model that is evaluated: what it is called, its folder, and the scenarios as its tokeniser writes
+    them."""
+
+    name: str
+    folder: Path
+    prompts: Sequence[Prompt]
+
+    def file(self, answers: Path) -> Path:
+        """Return where its judged answers are kept."""
+        return answers / f"{fingerprint(self.folder)[:16]}.jsonl"
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """An evaluation with everything checked; `config` has the pools that grade."""
+
+    config: Config
+    candidates: Sequence[Candidate]
+    scenarios: Sequence[Scenario]
+    perspectives: Mapping[str, Perspective]
+    score_maps: Mapping[str, ScoreMap]
+    judges: Mapping[str, Path]
+
+    def setup(self) -> dict[str, object]:
+        """Return everything that the figures depend on but the models, for `setup.json`."""
+        config, rollout = self.config, self.config.rollout
+        return {
+            "scenarios": scenario_digest(self.scenarios),
+            "judges": {name: fingerprint(folder) for name, folder in self.judges.items()},
+            "pools": {
+                name: [pool.model, self.perspectives[name].rubric.digest_of_all, asdict(pool.scoring)]
+                for name, pool in config.judges.pools.items()
+            },
+            "sampling": [rollout.temperature, rollout.top_p, rollout.max_completion_tokens],
+            "prompt": [load_template(config.prompt.template).digest_of_all, config.prompt.prefix],
+            "answers": config.evaluation.completions_per_prompt,
+            "rewards": text_digest(json_line(asdict(config.rewards))),
+            "seed": config.run.seed,
+        }
+
+
+def plan_evaluation(config: Config, models: Sequence[str], limit: int | None) -> EvaluationPlan:
+    """Find the models and check everything that can be checked before anything heavy starts.
+
+    Args:
+        config: Its held-out data are what is answered; `evaluation.judge_model` grades, where it is given.
+        models: Built-in names, folders, hub ids, or run directories, which stand for two models each: the
+            policy that training began with, and the trained one.
+        limit: Only the first so many scenarios.
+
+    Raises:
+        UserError: Something cannot be used as it is.
+    """
+    pools = config.grading_pools or config.judges.pools
+    evaluation = replace(config.evaluation, judge_model=None)
+    config = replace(config, judges=replace(config.judges, pools=pools), evaluation=evaluation)
+    perspectives = build_perspectives(config.judges)
+    check_perspectives(perspectives, config.rewards)
+    check_gpus(config)
+    check_local_resources(config.ray, [rollout_demand(config), *judge_demands(config)])
+    scenarios = load_scenarios(config.data.heldout)[:limit]
+    if len(scenarios) < 2:
+        raise DataError(f"Models are compared on 2 scenarios or more, found {len(scenarios)}: give more.")
+    score_maps = score_maps_for(config, perspectives, [scenario.language for scenario in scenarios])
+    judges = resolve_judges(config)
+    check_judge_prompts(config, perspectives, judges, scenarios, config.rollout.max_completion_tokens)
+    candidates = [_candidate(config, *pair, scenarios) for name in models for pair in _named(name)]
+    return EvaluationPlan(config, candidates, scenarios, perspectives, score_maps, judges)
+
+
+def evaluate(
+    plan: EvaluationPlan, folder: Path, stop: StopSignals, report: Report
+) -> dict[str, list[Answer]]:
+    """Have every model that has none yet answer, and return all judged answers by model.
+
+    Args:
+        plan: From `plan_evaluation`.
+        folder: Where `setup.json` and `answers/` are written.
+        stop: Says when the evaluation was asked to stop.
+        report: Called with the phase, and how much of it is done.
+
+    Raises:
+        DataError: The folder holds an evaluation with other scenarios, judges or settings.
+        Interrupted: The evaluation was asked to stop; run it again to go on.
+    """
+    _check_setup(plan, folder / "setup.json")
+    answers = folder / "answers"
+    missing = {c.file(answers): c for c in plan.candidates if not c.file(answers).is_file()}
+    if missing:
+        config = plan.config
+        rows = [rollout_demand(config), *judge_demands(config)]
+        with cluster(config.ray, rows, lambda text: report(text, 0, 1), started=stop.reinstall) as places:
+            seed, deterministic = config.run.seed, config.run.deterministic
+            panel = start_judges(config, plan.perspectives, plan.judges, seed, deterministic, places)
+            report("starting the judges", 0, 1)
+            wait_all(panel.starting(), timeout_s=panel.start_timeout_s, doing="starting")
+            for file, candidate in missing.items():
+                stop.check()
+                write_jsonl_atomic(file, map(plain_row, _answer(plan, candidate, panel, places, report)))
+    return {candidate.name: read_answers(candidate.file(answers)) for candidate in plan.candidates}
+
+
+def read_answers(file: Path) -> list[Answer]:
+    """Return the judged answers of a JSONL file of rollouts, such as `samples/heldout_000000.jsonl`."""
+    return [_answer_of(row) for row in read_lines(file, parse_row).rows]
+
+
+def _named(name: str) -> list[tuple[str, Path]]:
+    """Return the models behind a name, each with what it is called."""
+    directory = Path(name).expanduser()
+    if not (directory / "metrics.jsonl").is_file():
+        return [(name, resolve_model(name))]
+    exported = [directory / each for each in _EXPORTS if (directory / each / "config.json").is_file()]
+    if not exported:
+        raise DataError(
+            f"{name} is the directory of a run without a trained model (policy/ or model/): wait for its "
+            "end, or resume it."
+        )
+    before = load_config(directory / "config.yaml").policy.model
+    run = directory.resolve().name
+    return [(f"{run}, before", resolve_model(before)), (f"{run}, after", resolve_model(str(exported[0])))]
+
+
+def _candidate(config: Config, name: str, folder: Path, scenarios: Sequence[Scenario]) -> Candidate:
+    check_context(folder, config.rollout.engine.max_model_len, "rollout.engine.max_model_len")
+    renderer, prompt = ChatRenderer(folder, config.prompt.enable_thinking), config.prompt
+    template = load_template(prompt.template)
+    prompts = build_prompts(scenarios, template, prompt.prefix, renderer, prompt.max_tokens)
+    return Candidate(name, folder, prompts)
+
+
+def _check_setup(plan: EvaluationPlan, file: Path) -> None:
+    now = json.loads(json.dumps(plan.setup()))
+    if file.is_file():
+        then = json.loads(file.read_text(encoding="utf-8"))
+        changed = sorted(key for key in {**then, **now} if then.get(key) != now.get(key))
+        if changed:
+            raise DataError(
+                f"{file.parent} holds an evaluation with other {', '.join(changed)}, which this one cannot "
+                "be compared with: name another folder with --out."
+            )
+    write_json_atomic(file, now)
+
+
+def _answer(
+    plan: EvaluationPlan, candidate: Candidate, panel: JudgePanel, places: Places, report: Report
+) -> list[RolloutRow]:
+    """Start engines of the model, have it answer and be judged, and end the engines."""
+    config = plan.config
+    report(f"starting {candidate.name}", 0, 1)
+    placed = places.of(ROLLOUT, config.rollout.engine.replicas)
+    seed, deterministic = config.run.seed, config.run.deterministic
+    rollouts = RolloutPool(config.rollout, candidate.folder, seed, deterministic, placed)
+    try:
+        bound = config.rollout.engine.start_timeout_s
+        wait_all(rollouts.starting(), timeout_s=bound, doing=f"starting with {candidate.name}")
+        collector = Collector(rollouts, panel, plan.perspectives, config.rewards, plan.score_maps)
+        groups = collector.collect(
+            candidate.prompts,
+            num_completions=config.evaluation.completions_per_prompt,
+            step=0,  # the same random numbers for every model: differences are paired
+            purpose="heldout",
+            report=report,
+        ).groups
+    finally:
+        for actor in rollouts.actors:
+            ray.kill(actor)
+    return sample_rows(0, groups, AmbiguityRule(config.judges.ambiguity, plan.perspectives))
+
+
+def _answer_of(row: RolloutRow) -> Answer:
+    return Answer(
+        scenario_id=row.scenario_id,
+        tags=slice_names(row),
+        scores={name: j.score for name, j in row.judgments.items() if j.score is not None},
+        reward=None if row.reward is None else row.reward.value,
+        valid=row.analysis is not None and row.response is not None,
+        truncated=row.finish_reason == FinishReason.LENGTH,
+        tokens=row.tokens,
+        response=row.response or "",
+    )
