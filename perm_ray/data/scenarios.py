@@ -1,8 +1,8 @@
 """Read data sets: JSONL rows become `Scenario`s, or one error that lists everything wrong.
 
 The first thing a run does with its data, before anything heavy starts: whoever wrote the file hears
-of all its bad lines at once, each by line number and field. The two data sets that come with the
-library are `builtin:train` and `builtin:heldout`.
+of all its bad lines at once, each by line number and field. The data sets that come with the library are
+`builtin:train`, `builtin:heldout` (troubles and joys) and `builtin:daily` (small talk, plans, annoyances).
 
 One row is one JSON object on one line::
 
@@ -32,11 +32,11 @@ TURN_FIELDS = ("role", "content")
 ROLES = ("seeker", "supporter")
 
 _BUILTIN_DIR = Path(__file__).parent / "sets"
-_BUILTIN_NAMES = tuple(f"{BUILTIN_PREFIX}{stem}" for stem in ("train", "heldout"))
+_BUILTIN_NAMES = tuple(f"{BUILTIN_PREFIX}{stem}" for stem in ("train", "heldout", "daily"))
 
 
 def load_scenarios(source: str) -> tuple[Scenario, ...]:
-    """Return the scenarios of `builtin:train`, `builtin:heldout` or a JSONL file, in file order.
+    """Return the scenarios of a built-in set or a JSONL file, in file order.
 
     A row without an id is called `<file stem>:<line number>`. Blank lines are skipped.
 
@@ -77,12 +77,12 @@ def persona_of(row: Row) -> str:
 def _resolve(source: str) -> Path:
     if source.startswith(BUILTIN_PREFIX):
         if source not in _BUILTIN_NAMES:
-            known = " and ".join(_BUILTIN_NAMES)
+            known = ", ".join(_BUILTIN_NAMES)
             raise DataError(f"There is no built-in data set {source!r}: the names are {known}.")
         return _BUILTIN_DIR / f"{source.removeprefix(BUILTIN_PREFIX)}.jsonl"
     path = Path(source).expanduser()
     if not path.exists():
-        names = " or ".join(_BUILTIN_NAMES)
+        names = ", ".join(_BUILTIN_NAMES)
         raise DataError(f"There is no data file {path}: give a JSONL file, or {names}.")
     return path
 

@@ -68,14 +68,7 @@ def is_here(name: str) -> bool:
     """Return whether `name` needs no download: a built-in, a folder, or a hub model in the cache."""
     if name.startswith(("builtin:", ".", "/", "~")) or name.count("/") != 1 or Path(name).exists():
         return True
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=True)
-    except (HFValidationError, LocalEntryNotFoundError, OSError):
-        return False
-    return True
+    return _cached(name) is not None
 
 
 def check_context(folder: Path, max_model_len: int, key: str) -> None:
@@ -92,17 +85,17 @@ def check_context(folder: Path, max_model_len: int, key: str) -> None:
         )
 
 
+def _missing_parts(folder: Path) -> list[str]:
+    """Return the files that a model folder lacks; every shard that its index names is one."""
+    index = folder / "model.safetensors.index.json"
+    shards = ["*.safetensors"]
+    if index.is_file():
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values()))
+    return [part for part in ("config.json", "tokenizer.json", *shards) if not any(folder.glob(part))]
+
+
 def _checked_folder(folder: Path) -> Path:
-    has_weights = any(folder.glob("*.safetensors")) if folder.is_dir() else False
-    missing = [
-        part
-        for part, present in (
-            ("config.json", (folder / "config.json").is_file()),
-            ("tokenizer.json", (folder / "tokenizer.json").is_file()),
-            ("*.safetensors", has_weights),
-        )
-        if not present
-    ]
+    missing = _missing_parts(folder)
     if missing:
         raise ModelError(
             f"{folder} is not a Hugging Face model folder: {', '.join(missing)} not found in it. "
@@ -111,18 +104,31 @@ def _checked_folder(folder: Path) -> Path:
     return folder.resolve()
 
 
+def _cached(name: str) -> Path | None:
+    """Return the folder of a hub model that is whole in the cache; the hub is not asked."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError, OSError):
+        return None
+    return folder if not _missing_parts(folder) else None
+
+
 def _from_hub(name: str) -> Path:
+    """Return the folder of a hub model: from the cache as it is there, or downloaded."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = snapshot_download(name, allow_patterns=_HUB_FILES)
+        folder = _cached(name) or Path(snapshot_download(name, allow_patterns=_HUB_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
             f"The model {name!r} is no folder here and could not be fetched from the hub "
             f"({type(error).__name__}): give a folder or {BUILTIN_MODEL!r}."
         ) from error
-    return _checked_folder(Path(folder))
+    return _checked_folder(folder)
 
 
 def _builtin_folder(name: str) -> Path:

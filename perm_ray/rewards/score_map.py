@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pydantic import TypeAdapter, ValidationError
 
 from perm_ray.config.schema import Config
 from perm_ray.errors import ConfigError
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
     from perm_ray.judges.perspective import Perspective
 
 KIND = "perm_ray score map"
-
-_FIELDS = ("judge", "mode", "rubric_digests", "scale", "n", "scores", "mapped")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,66 +120,34 @@ def _require_equal(name: str, what: str, made_with: object, found: object) -> No
 
 def score_maps_document(maps: Mapping[str, ScoreMap]) -> dict[str, object]:
     """The maps as the file holds them."""
-    entries = {
-        name: {
-            **{key: getattr(score_map, key) for key in _FIELDS},
-            "error": dict(score_map.error),
-        }
-        for name, score_map in maps.items()
-    }
-    return {"kind": KIND, "perspectives": entries}
+    return {"kind": KIND, "perspectives": {name: asdict(score_map) for name, score_map in maps.items()}}
 
 
 def _score_map(file: Path, name: str, entry: object) -> ScoreMap:
-    values: dict[str, Any] = {key: entry.get(key) for key in _FIELDS} if isinstance(entry, dict) else {}
-    for key, expected, is_right in _CHECKS:
-        if not values or not is_right(values):
-            raise ConfigError(
-                f"In the score map {file}, {name}.{key} must be {expected}, found "
-                f"{str(values.get(key))[:80]}: calibrate again."
-            )
-    error = entry.get("error") if isinstance(entry, dict) else None
-    return ScoreMap(
-        judge=values["judge"],
-        mode=values["mode"],
-        rubric_digests=tuple(values["rubric_digests"]),
-        scale=(values["scale"][0], values["scale"][1]),
-        n=values["n"],
-        scores=tuple(map(float, values["scores"])),
-        mapped=tuple(map(float, values["mapped"])),
-        error=error if isinstance(error, dict) else {},
+    try:
+        found = TypeAdapter(ScoreMap).validate_json(json.dumps(entry), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key, wrong = ".".join(map(str, first["loc"][:1])), first["msg"].removeprefix("Input should be ")
+        raise _unusable(file, f"{name}.{key}", wrong, first["input"]) from None
+    low, high = found.scale
+    rules = (
+        ("scale", "two whole numbers, the lower first", low < high),
+        ("n", "a whole number from 1", found.n >= 1),
+        ("rubric_digests", "a list of texts", bool(found.rubric_digests)),
+        ("scores", "numbers on the scale", all(low <= score <= high for score in found.scores)),
+        ("scores", "strictly increasing", all(a < b for a, b in pairwise(found.scores))),
+        ("mapped", "numbers on the scale", all(low <= score <= high for score in found.mapped)),
+        ("mapped", "one number for each of scores", len(found.mapped) == len(found.scores) > 0),
+        ("mapped", "monotone (no better score is worth less)", sorted(found.mapped) == [*found.mapped]),
     )
+    for key, expected, holds in rules:
+        if not holds:
+            raise _unusable(file, f"{name}.{key}", expected, getattr(found, key))
+    return found
 
 
-def _texts(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(each, str) for each in value)
-
-
-def _ends(value: object) -> bool:
-    return isinstance(value, list) and [type(end) for end in value] == [int, int] and value[0] < value[1]
-
-
-def _within(value: object, scale: list[int]) -> bool:
-    """Is it a list of finite numbers on the scale, with one at least?"""
-    if not isinstance(value, list) or not value:
-        return False
-    return all(type(v) in (int, float) and scale[0] <= v <= scale[1] for v in value)
-
-
-# What must hold of an entry, in an order in which each check may rely on those before it.
-_CHECKS: tuple[tuple[str, str, Callable[[dict[str, Any]], bool]], ...] = (
-    ("judge", "a text", lambda v: isinstance(v["judge"], str)),
-    ("mode", "a text", lambda v: isinstance(v["mode"], str)),
-    ("rubric_digests", "a list of texts", lambda v: _texts(v["rubric_digests"])),
-    ("scale", "two whole numbers, the lower first", lambda v: _ends(v["scale"])),
-    ("n", "a whole number from 1", lambda v: type(v["n"]) is int and v["n"] >= 1),
-    ("scores", "numbers on the scale", lambda v: _within(v["scores"], v["scale"])),
-    ("scores", "strictly increasing", lambda v: all(a < b for a, b in pairwise(v["scores"]))),
-    ("mapped", "numbers on the scale", lambda v: _within(v["mapped"], v["scale"])),
-    ("mapped", "one number for each of scores", lambda v: len(v["mapped"]) == len(v["scores"])),
-    (
-        "mapped",
-        "monotone (a better score is never worth less)",
-        lambda v: all(a <= b for a, b in pairwise(v["mapped"])),
-    ),
-)
+def _unusable(file: Path, where: str, expected: str, found: object) -> ConfigError:
+    return ConfigError(
+        f"In the score map {file}, {where} must be {expected}, found {str(found)[:80]}: calibrate again."
+    )

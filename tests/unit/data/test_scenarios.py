@@ -148,7 +148,7 @@ def test_all_problems_come_in_one_error_of_bounded_length(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("builtin:trian", "builtin:train and builtin:heldout"),
+        ("builtin:trian", "builtin:train, builtin:heldout, builtin:daily"),
         ("/no/such/file.jsonl", "There is no data file"),
         (".", "is a folder"),
     ],
@@ -197,7 +197,8 @@ def test_the_digest_is_of_the_content(tmp_path: Path) -> None:
 
 # ---- the shipped data -----------------------------------------------------------------------
 
-TRAIN, HELDOUT = load_scenarios("builtin:train"), load_scenarios("builtin:heldout")
+TRAIN, HELDOUT, DAILY = (load_scenarios(f"builtin:{name}") for name in ("train", "heldout", "daily"))
+EVERY = TRAIN + HELDOUT + DAILY
 
 
 def num_words(text: str) -> int:
@@ -206,11 +207,11 @@ def num_words(text: str) -> int:
 
 
 def test_the_shipped_sets_have_their_sizes_and_distinct_ids() -> None:
-    assert (len(TRAIN), len(HELDOUT)) == (80, 32)
-    assert len({s.scenario_id for s in TRAIN + HELDOUT}) == 112
+    assert (len(TRAIN), len(HELDOUT), len(DAILY)) == (80, 32, 68)
+    assert len({s.scenario_id for s in EVERY}) == 180
 
 
-@pytest.mark.parametrize("scenario", TRAIN + HELDOUT, ids=lambda s: s.scenario_id)
+@pytest.mark.parametrize("scenario", EVERY, ids=lambda s: s.scenario_id)
 def test_each_shipped_scenario_is_short_and_tagged(scenario: Scenario) -> None:
     assert num_words(scenario.persona) <= 30
     assert num_words(scenario.situation) <= 45
@@ -220,12 +221,12 @@ def test_each_shipped_scenario_is_short_and_tagged(scenario: Scenario) -> None:
 
 
 def test_no_shipped_text_appears_twice() -> None:
-    texts = [text.casefold() for s in TRAIN + HELDOUT for text in (s.persona, s.situation, s.query)]
+    texts = [text.casefold() for s in EVERY for text in (s.persona, s.situation, s.query)]
     assert not [text for text, count in Counter(texts).items() if count > 1]
 
 
 def test_the_shipped_sets_are_varied() -> None:
-    for scenarios, num_languages in ((TRAIN, 6), (HELDOUT, 3)):
+    for scenarios, num_languages in ((TRAIN, 6), (HELDOUT, 3), (DAILY, 6)):
         assert len({s.language for s in scenarios}) >= num_languages
         assert len({s.culture for s in scenarios}) >= len(scenarios) * 0.6
         assert sum(s.language == "en" for s in scenarios) > len(scenarios) * 0.8

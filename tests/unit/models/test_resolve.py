@@ -52,6 +52,29 @@ def test_an_empty_folder_lacks_everything_in_one_sentence(tmp_path: Path) -> Non
         resolve_model(str(tmp_path))
 
 
+def test_every_shard_of_an_index_must_be_there(tmp_path: Path) -> None:
+    folder = write_fake_model(tmp_path / "model")
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=r"model-2\.safetensors not found in it"):
+        resolve_model(str(folder))
+
+
+def test_a_hub_model_that_is_whole_in_the_cache_is_taken_as_it_is(tmp_path: Path) -> None:
+    """The hub would be asked for a newer revision, and is out of reach: `HF_HUB_OFFLINE` is not set there."""
+    repository = tmp_path / "hub" / "models--org--name"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    folder = write_fake_model(repository / "snapshots" / ("0" * 40))
+    code = "print(resolve_model('org/name'))"
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_CACHE": str(tmp_path / "hub")}
+    nowhere["HF_HUB_OFFLINE"] = "0"
+    done = python(code, **nowhere)
+    assert done.stdout.strip() == str(folder), done.stderr
+    (folder / "tokenizer.json").unlink()
+    assert "tokenizer.json not found" in python(code, **nowhere).stderr
+
+
 def test_a_file_is_no_model_folder(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     with pytest.raises(ModelError, match="not a Hugging Face model folder"):
