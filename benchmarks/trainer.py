@@ -20,7 +20,7 @@ from typing import Any
 
 from perm_ray.config.schema import Config
 from perm_ray.config.training import LoraConfig, ObjectiveConfig, TrainerConfig
-from perm_ray.trainer.batching import MicroBatch, TrainSequence, plan_step
+from perm_ray.trainer.batching import MicroBatch, Task, TrainSequence, plan_step
 from tests.support.ranks import in_ranks
 from tests.support.sequences import random_sequences
 
@@ -47,9 +47,9 @@ def measure(config: Config) -> dict[str, float | list[float]]:
     try:
         figures |= _against_bare(config, model_dir, batch)
         for name, changed in _settings(config.trainer).items():
-            with _trainer(changed, model_dir, config.run.seed) as (train, peak_gb):
-                speeds = _speeds([lambda: train(batch)], batch, SETTING_ROUNDS)[0]
-                figures[f"tokens_per_s {name}"] = median(speeds)
+            with trainer_group(changed, model_dir, config.run.seed) as (train, peak_gb):
+                own = speeds([lambda: train(batch)], batch, SETTING_ROUNDS)[0]
+                figures[f"tokens_per_s {name}"] = median(own)
                 figures[f"peak_memory_gb {name}"] = peak_gb()
         figures |= _heads(config.trainer.num_threads)
         figures |= _syncs(config, model_dir)
@@ -88,32 +88,16 @@ def _sequences(seed: int) -> list[TrainSequence]:
 def _against_bare(
     config: Config, model_dir: Path, batch: Sequence[TrainSequence]
 ) -> dict[str, float | list[float]]:
-    import ray
-
-    from perm_ray.cluster.calls import wait_all
-    from perm_ray.trainer.group import actor_environment
-
     trainer = replace(config.trainer, objective=replace(config.trainer.objective, kl_coef=0.0))
     plan = plan_step(batch, trainer.micro_batch_tokens, 1)
     micro_batches = plan[0][0].micro_batches
-    bare_actor: Any = ray.remote(
-        num_cpus=trainer.num_cpus,
-        num_gpus=trainer.num_gpus,
-        runtime_env={"env_vars": actor_environment(trainer)},
-    )(BareLoop)
-    bare = bare_actor.remote(trainer, model_dir)
-
-    def train_bare() -> None:
-        call = {"bare loop": bare.step.remote(micro_batches)}
-        wait_all(call, timeout_s=trainer.step_timeout_s, doing="training")
-
-    with _trainer(trainer, model_dir, config.run.seed) as (train, peak_gb):
-        metrics: dict[str, float] = {}
-        steps = [lambda: metrics.update(train(batch)), train_bare]
-        ours, theirs = _speeds(steps, batch, ROUNDS)
-        peak = peak_gb()
-    (bare_peak,) = ray.get([bare.peak_gb.remote()], timeout=60)
-    ray.kill(bare)
+    with bare_loop(trainer, model_dir) as (bare, bare_peak_gb):
+        with trainer_group(trainer, model_dir, config.run.seed) as (train, peak_gb):
+            metrics: dict[str, float] = {}
+            steps = [lambda: metrics.update(train(batch)), lambda: bare(micro_batches)]
+            ours, theirs = speeds(steps, batch, ROUNDS)
+            peak = peak_gb()
+        bare_peak = bare_peak_gb()
     ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
     return {
         "padding_share": metrics["trainer/padding_share"],
@@ -127,28 +111,28 @@ def _against_bare(
     }
 
 
-def _speeds(
+def speeds(
     steps: Sequence[Callable[[], object]], batch: Sequence[TrainSequence], rounds: int
 ) -> list[list[float]]:
     """Tokens/s of each, in turns; a first round warms up and is not counted."""
     found: list[list[float]] = [[] for _ in steps]
     for round_ in range(rounds + 1):
-        for step, speeds in zip(steps, found, strict=True):
+        for step, own in zip(steps, found, strict=True):
             start = time.monotonic()
             step()
             if round_ > 0:
-                speeds.append(sum(map(len, batch)) / (time.monotonic() - start))
+                own.append(sum(map(len, batch)) / (time.monotonic() - start))
     return found
 
 
 @contextmanager
-def _trainer(
-    config: TrainerConfig, model_dir: Path, seed: int
+def trainer_group(
+    config: TrainerConfig, model_dir: Path, seed: int, task: Task = "policy"
 ) -> Iterator[tuple[Callable[[Sequence[TrainSequence]], dict[str, float]], Callable[[], float]]]:
     """A trainer group of its own: how to train a step on it, and its ranks' highest peak memory."""
     from perm_ray.trainer.group import TrainerGroup
 
-    group = TrainerGroup(config, model_dir, seed, total_steps=ROUNDS + 1)
+    group = TrainerGroup(config, model_dir, seed, total_steps=ROUNDS + 1, task=task)
     group.start_async()
     try:
         group.wait_ready()
@@ -161,6 +145,33 @@ def _trainer(
         group.shutdown()
 
 
+@contextmanager
+def bare_loop(
+    config: TrainerConfig, model_dir: Path, task: Task = "policy"
+) -> Iterator[tuple[Callable[[Sequence[MicroBatch]], None], Callable[[], float]]]:
+    """A bare loop in an actor of its own: how to train a step on it, and its peak memory."""
+    import ray
+
+    from perm_ray.cluster.calls import wait_all
+    from perm_ray.trainer.group import actor_environment
+
+    as_actor: Any = ray.remote(
+        num_cpus=config.num_cpus,
+        num_gpus=config.num_gpus,
+        runtime_env={"env_vars": actor_environment(config)},
+    )(BareLoop)
+    actor = as_actor.remote(config, model_dir, task)
+
+    def train(micro_batches: Sequence[MicroBatch]) -> None:
+        call = {"bare loop": actor.step.remote(micro_batches)}
+        wait_all(call, timeout_s=config.step_timeout_s, doing="training")
+
+    try:
+        yield train, lambda: ray.get(actor.peak_gb.remote(), timeout=60)
+    finally:
+        ray.kill(actor)
+
+
 def _peak_gb(rank: object = None) -> float:
     """The most memory that this process has had."""
     del rank
@@ -168,33 +179,42 @@ def _peak_gb(rank: object = None) -> float:
 
 
 class BareLoop:
-    """The same training without anything around it."""
+    """The same training without anything around it: of all weights, or of an adapter; on samples, or on
+    demonstrations, whose tokens all weigh the same."""
 
-    def __init__(self, config: TrainerConfig, model_dir: Path) -> None:
+    def __init__(self, config: TrainerConfig, model_dir: Path, task: Task = "policy") -> None:
         import torch
 
+        from perm_ray.trainer.lora import add_adapter
         from perm_ray.trainer.packing import load_policy
 
         torch.set_num_threads(config.num_threads)
         self._device = torch.device("cuda" if config.num_gpus > 0 else "cpu")
         self._model: Any = load_policy(model_dir, getattr(torch, config.dtype))
+        self._weighted = task == "policy"
+        if config.lora.rank > 0:
+            add_adapter(self._model, config.lora, 0)
         self._model.to(self._device)
         if config.gradient_checkpointing:
             self._model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self._model.train()
         self._optimizer = torch.optim.AdamW(
-            self._model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
+            [p for p in self._model.parameters() if p.requires_grad],
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            fused=True,
         )
 
     def step(self, micro_batches: Sequence[MicroBatch]) -> None:
-        """The plain policy gradient: what the trainer's objective is for one update on fresh samples."""
+        """Make one update: the plain policy gradient on fresh samples, or the mean log-likelihood."""
         from perm_ray.trainer.packing import pack
 
         packed = [pack(micro_batch, self._device) for micro_batch in micro_batches]
         total = sum(len(batch.targets) for batch in packed)
         for batch in packed:
             logprobs, _ = self._model(batch)
-            (-(logprobs * batch.advantages).sum() / total).backward()
+            weighted = logprobs * batch.advantages if self._weighted else logprobs
+            (-weighted.sum() / total).backward()
         self._optimizer.step()
         self._optimizer.zero_grad()
 

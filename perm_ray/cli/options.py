@@ -13,7 +13,7 @@ from pathlib import Path
 
 from perm_ray.config import CONFIGS
 
-BENCHMARKS = ("loop", "rollout", "judging", "learning", "checkpoint", "trainer", "operations")
+BENCHMARKS = ("loop", "rollout", "judging", "learning", "checkpoint", "trainer", "finetune", "operations")
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 
 
