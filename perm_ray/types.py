@@ -115,7 +115,7 @@ class Span:
 
     @property
     def sampled(self) -> bool:
-        """Whether the policy said it: what is trained on."""
+        """Return whether the policy said it: what is trained on."""
         return self.role == "assistant"
 
 
@@ -135,22 +135,22 @@ class Completion:
 
     @property
     def rollout_id(self) -> str:
-        """A name that no other completion of the step has."""
+        """Return a name that no other completion of the step has."""
         return f"{self.scenario_id}/{self.index}"
 
     @property
     def token_ids(self) -> tuple[int, ...]:
-        """The tokens that the policy sampled."""
+        """Return the tokens that the policy sampled."""
         return tuple(token for span in self.spans if span.sampled for token in span.token_ids)
 
     @property
     def logprobs(self) -> tuple[float, ...]:
-        """The sampler's log-probability of each of `token_ids`, in nats."""
+        """Return the sampler's log-probability of each of `token_ids`, in nats."""
         return tuple(value for span in self.spans if span.sampled for value in span.logprobs)
 
     @property
     def version(self) -> int:
-        """The oldest policy version that any token was sampled from."""
+        """Return the oldest policy version that any token was sampled from."""
         return min((version for span in self.spans for version, _ in span.versions), default=0)
 
     @property

@@ -63,8 +63,9 @@ def _own(resources: Mapping[str, float]) -> str:
 
 
 def trained_tokens(config: Config) -> int:
-    """Tokens of a step's training in one epoch, at most. A prompt that completions share is computed once for
-    those of them that stay together: in a minibatch, a micro-batch and a rank (`trainer/batching.py`)."""
+    """Return the tokens of a step's training in one epoch, at most. A prompt that completions share is
+    computed once for those of them that stay together: in a minibatch, a micro-batch and a rank
+    (`trainer/batching.py`)."""
     rollout, trainer, prompt = config.rollout, config.trainer, config.prompt.max_tokens
     length, copies = rollout.max_completion_tokens, rollout.completions_per_prompt
     if trainer.share_prompts:

@@ -17,7 +17,7 @@ from perm_ray.errors import ActorFailedError, ActorTimeoutError, PermRayError
 
 
 def wait_all(calls: Mapping[str, ray.ObjectRef], *, timeout_s: float, doing: str) -> list[Any]:
-    """The results of `calls` (role -> reference), in order.
+    """Return the results of `calls` (role -> reference), in order.
 
     Raises `ActorFailedError` as soon as one fails and `ActorTimeoutError` when `timeout_s` is over;
     `doing` completes the sentence, e.g. "starting" or "training step 3".
@@ -36,7 +36,7 @@ def wait_all(calls: Mapping[str, ray.ObjectRef], *, timeout_s: float, doing: str
 
 
 def _fetch(ref: ray.ObjectRef, role: str, doing: str) -> Any:
-    """The value of a reference that is ready; a failure is told with role, node and cause."""
+    """Return the value of a reference that is ready; a failure is told with role, node and cause."""
     try:
         return ray.get(ref, timeout=60)
     except (RayError, GetTimeoutError) as error:

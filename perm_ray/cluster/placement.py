@@ -45,7 +45,7 @@ class Demand:
 
 
 def judge_role(engine: str) -> str:
-    """The role of a judge engine, by its name in `models`."""
+    """Return the role of a judge engine, by its name in `models`."""
     return f"judge engine {engine}"
 
 
@@ -164,7 +164,7 @@ class Places:
     by_role: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     def of(self, role: str, count: int) -> Sequence[Any]:
-        """The places of a role's `count` actors; Ray's own choice where nothing was reserved."""
+        """Return the places of a role's `count` actors; Ray's own choice where nothing was reserved."""
         return self.by_role.get(role, ["DEFAULT"] * count)
 
 
@@ -184,8 +184,8 @@ class _Group:
 
 
 def groups(config: RayConfig, rows: Sequence[Demand]) -> list[_Group]:
-    """One placement group a pool (`layout: separate`); or one for all, whose bundle i has replica i of every
-    pool, so that what takes turns shares a node (`colocated`)."""
+    """Return one placement group a pool (`layout: separate`); or one for all, whose bundle i has replica i of
+    every pool, so that what takes turns shares a node (`colocated`)."""
     placed = [row for row in rows if row.each]
     if config.layout == "colocated" and placed:
         return [_Group(placed, "PACK")]
@@ -253,7 +253,7 @@ def _await(
 
 
 def _where(wanted: Sequence[_Group], reserved: Sequence[Any]) -> list[str]:
-    """The node of every actor, a line for each role."""
+    """Return the node of every actor, a line for each role."""
     import ray
     from ray.util.placement_group import placement_group_table
 

@@ -15,7 +15,7 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 
 
 def open_store(host: str, world_size: int, timeout_s: float) -> TCPStore:
-    """The master's store, listening on `host` alone; its `.port` is for the others."""
+    """Return the master's store, listening on `host` alone; its `.port` is for the others."""
     listener = socket.create_server((host, 0), family=_family(host), backlog=max(16, world_size))
     port = listener.getsockname()[1]
     return TCPStore(
@@ -52,7 +52,7 @@ def use_interface_towards(host: str) -> None:
 
 
 def free_port(host: str) -> int:
-    """A port that is free now, for libraries that insist on opening it themselves."""
+    """Return a port that is free now, for libraries that insist on opening it themselves."""
     with socket.create_server((host, 0), family=_family(host)) as listener:
         return listener.getsockname()[1]
 

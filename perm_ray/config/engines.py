@@ -87,7 +87,7 @@ class EndpointModel:
 
     @property
     def longest_call_s(self) -> float:
-        """The most that one answer may take, in seconds: its time in the queue and every retry."""
+        """Return the most that one answer may take, in seconds: its time in the queue and every retry."""
         return self.queue_timeout_s + self.timeout_s * (self.max_retries + 1)
 
 

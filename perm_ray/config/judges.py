@@ -11,7 +11,7 @@ from perm_ray.config.section import Float, Int, section
 
 @section("judges.pools.<perspective>.scoring")
 class ScoringConfig:
-    """How a judge's answer becomes a score: see `judges/modes.py`."""
+    """The way from a judge's answer to a score: see `judges/modes.py`."""
 
     mode: Literal["expected", "reasoned", "sampled"] = Field(
         default="reasoned",

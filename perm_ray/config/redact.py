@@ -42,7 +42,7 @@ def redact_text(text: str) -> str:
 
 
 def _environment_secrets() -> tuple[str, ...]:
-    """The values of environment variables whose names announce a secret, the longest first."""
+    """Return the values of environment variables whose names announce a secret, the longest first."""
     found = {value for name, value in os.environ.items() if _holds_secret(name) and len(value) >= _SHORTEST}
     return tuple(sorted(found, key=lambda value: (-len(value), value)))
 
@@ -58,7 +58,7 @@ def _any_of(secrets: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def redact(value: object) -> object:
-    """A copy of nested plain values without secrets; tuples become lists, as in YAML and JSON."""
+    """Return a copy of nested plain values without secrets; tuples become lists, as in YAML and JSON."""
     if isinstance(value, Mapping):
         return {key: _redact_entry(str(key), entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

@@ -89,7 +89,7 @@ class PromptConfig:
 
 @section("rollout")
 class RolloutConfig:
-    """How much is sampled each step, and by which engines."""
+    """The amount that is sampled each step, and the engines that sample."""
 
     prompts_per_step: Int = Field(default=8, gt=0, description="scenarios in a step")
     completions_per_prompt: Int = Field(default=8, description="group size: the answers to each scenario")
@@ -204,17 +204,18 @@ class Config:
 
     @property
     def judge_engines(self) -> dict[str, EngineModel]:
-        """The engines of ours that some pool or the evaluation asks, by name, in the order of `models`."""
+        """Return the engines of ours that some pool or the evaluation asks, by name, in the order of
+        `models`."""
         return {name: each for name, each in self._asked() if isinstance(each, EngineModel)}
 
     @property
     def judge_endpoints(self) -> dict[str, EndpointModel]:
-        """The endpoints that some pool or the evaluation asks, by name, in the order of `models`."""
+        """Return the endpoints that some pool or the evaluation asks, by name, in the order of `models`."""
         return {name: each for name, each in self._asked() if isinstance(each, EndpointModel)}
 
     @property
     def grading_pools(self) -> dict[str, JudgePoolConfig]:
-        """The judge pools as `evaluation.judge_model` answers for them; none when it is null."""
+        """Return the judge pools as `evaluation.judge_model` answers for them; none when it is null."""
         model = self.evaluation.judge_model
         if model is None or not self.evaluation.num_scenarios:
             return {}

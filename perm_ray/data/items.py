@@ -33,7 +33,7 @@ FIELDS = ("id", "persona", "scenario", "query", "dialogue", "response", "analysi
 
 
 def read_items(path: Path) -> list[JudgeItem]:
-    """The items of a JSONL file, in file order. Raises one `DataError` that lists every problem."""
+    """Return the items of a JSONL file, in file order. Raises one `DataError` that lists every problem."""
     problems = Problems()
     items = []
     lines: dict[str, int] = {}
@@ -130,7 +130,7 @@ def _note_split(row: Row, item: JudgeItem, splits: dict[str, str]) -> None:
 
 
 def item_of(row: Row, fields: Collection[str]) -> JudgeItem:
-    """The item of one row; problems are noted in it. `fields` are the names that may be misspelt."""
+    """Return the item of one row; problems are noted in it. `fields` are the names that may be misspelt."""
     for name in row.data:
         near = difflib.get_close_matches(name.lower(), fields, n=1, cutoff=0.75)
         if name not in fields and near and near[0] not in row.data:
@@ -153,7 +153,7 @@ def item_of(row: Row, fields: Collection[str]) -> JudgeItem:
 def make_scenario(
     persona: str, situation: str, query: str, language: str | None = None, culture: str | None = None
 ) -> Scenario:
-    """A scenario that is named by its content: replies to the same query are a group to the judges."""
+    """Return a scenario that is named by its content: replies to the same query are a group to the judges."""
     content = json.dumps([persona, situation, query, language, culture]).encode()
     name = hashlib.sha256(content).hexdigest()[:12]
     return Scenario(name, persona, situation, (Turn("seeker", query),), language, culture)

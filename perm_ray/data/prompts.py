@@ -175,7 +175,7 @@ def split_sections(text: str) -> Sections:
 
 
 def _parts(text: str) -> list[tuple[str, str]]:
-    """Each heading's name with the text up to the next heading."""
+    """Return each heading's name with the text up to the next heading."""
     parts: list[tuple[str, list[str]]] = []
     for line in text.split("\n"):
         heading = _heading(line)

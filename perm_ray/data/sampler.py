@@ -34,7 +34,7 @@ class ScenarioSampler:
         self._start_epoch(0, (), 0)
 
     def next_batch(self, size: int | None = None) -> tuple[int, ...]:
-        """The next `size` indices (at most the batch size, which is the default)."""
+        """Return the next `size` indices (at most the batch size, which is the default)."""
         size = self._batch_size if size is None else size
         if not 0 <= size <= self._batch_size:
             raise ValueError(f"size must be between 0 and the batch size {self._batch_size}, found {size}")
@@ -45,7 +45,7 @@ class ScenarioSampler:
         return batch
 
     def state(self) -> dict[str, object]:
-        """The cursor, as plain JSON: what was drawn so far, and from what."""
+        """Return the cursor, as plain JSON: what was drawn so far, and from what."""
         return {
             "num_scenarios": self._num_scenarios,
             "batch_size": self._batch_size,
@@ -109,5 +109,5 @@ class ScenarioSampler:
 
 
 def _is_count(value: object, most: int | None) -> TypeGuard[int]:
-    """An integer from 0 to `most` (a bool is none)."""
+    """Return whether a value is a whole number from 0 to `most` (a bool is none)."""
     return type(value) is int and value >= 0 and (most is None or value <= most)

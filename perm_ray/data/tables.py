@@ -61,7 +61,7 @@ class Row:
             self.complain("id", "an id of its own", f"{show(name)}, which line {earlier} has too")
 
     def text(self, where: str) -> str:
-        """A field that must be a text with something in it."""
+        """Return a field that must be a text with something in it."""
         return self.as_text(where, self.data.get(where))
 
     def as_text(self, where: str, value: object) -> str:
@@ -74,12 +74,13 @@ class Row:
         return value.strip()
 
     def optional_text(self, where: str) -> str | None:
-        """A field that may be missing, null or blank."""
+        """Return a field that may be missing, null or blank."""
         value = self.data.get(where)
         return None if value is None or (isinstance(value, str) and not value.strip()) else self.text(where)
 
     def rating(self, where: str, value: object, scale: Scale) -> float | None:
-        """A number on `scale`, also one written as text; None where it is null or blank (no rating)."""
+        """Return a number on `scale`, also one written as text; None where it is null or blank (no
+        rating)."""
         if value is None or (isinstance(value, str) and not value.strip()):
             return None
         number = math.nan
@@ -95,7 +96,7 @@ class Row:
 
 
 def json_rows(path: Path, problems: Problems) -> Iterator[Row]:
-    """Each line that is a JSON object; the others become problems. Blank lines are skipped."""
+    """Yield each line that is a JSON object; the others become problems. Blank lines are skipped."""
     # Lines end at "\n" only: other line separators are allowed within JSON strings.
     for number, raw in enumerate(_read(path).split(b"\n"), start=1):
         if not raw.strip():

@@ -32,7 +32,7 @@ def paired_difference(
     num_resamples: int = 10_000,
     confidence: float = 0.95,
 ) -> Difference:
-    """The mean of `after - before` and its percentile bootstrap interval.
+    """Return the mean of `after - before` and its percentile bootstrap interval.
 
     Pairs, not values, are resampled with replacement: a scenario that is hard before is hard after,
     and pairing takes that out of the interval. Source: B. Efron and R. Tibshirani, An Introduction

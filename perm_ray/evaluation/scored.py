@@ -51,8 +51,8 @@ def setup_of(
     perspectives: Mapping[str, Perspective],
     score_maps: Mapping[str, ScoreMap],
 ) -> Setup:
-    """The setup of a configuration. What changes speed alone (replicas, timeouts) does not enter, nor do
-    the settings of rewards that a text of unknown origin has no use for (length, advantages)."""
+    """Return the setup of a configuration. What changes speed alone (replicas, timeouts) does not enter, nor
+    do the settings of rewards that a text of unknown origin has no use for (length, advantages)."""
     named, whole = {}, []
     rewards = config.rewards
     for name, pool in sorted(config.judges.pools.items()):
@@ -66,7 +66,7 @@ def setup_of(
 
 
 def item_fields(item: JudgeItem) -> dict[str, object]:
-    """The texts of an item, as a row holds them (and as `items.py` reads them)."""
+    """Return the texts of an item, as a row holds them (and as `items.py` reads them)."""
     scenario = item.scenario
     return {
         "id": item.item_id,
@@ -81,7 +81,7 @@ def item_fields(item: JudgeItem) -> dict[str, object]:
 
 
 def read_scored(path: Path) -> list[ScoredItem]:
-    """The last row of each item. Raises one `DataError` that lists every line that is none."""
+    """Return the last row of each item. Raises one `DataError` that lists every line that is none."""
     problems = Problems()
     found = [_scored(row) for row in json_rows(path, problems)]
     problems.settle(path)
@@ -89,7 +89,7 @@ def read_scored(path: Path) -> list[ScoredItem]:
 
 
 def resume(path: Path, items: Sequence[JudgeItem], setup: Setup, again: bool = False) -> set[str]:
-    """The ids that `path` already has a row of; a last line that was cut off is taken away first.
+    """Return the ids that `path` already has a row of; a last line that was cut off is taken away first.
 
     With `again`, items without a reward do not count: they are to be judged once more. Raises `DataError`
     when the file was begun with another setup, or when the text of a row is not the text of the item with

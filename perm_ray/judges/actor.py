@@ -24,7 +24,7 @@ class JudgeActor:
         """Returns once the judge has found its engine."""
 
     async def judge(self, tasks: Sequence[JudgeTask]) -> JudgeReply:
-        """One judgment for each task, in order."""
+        """Return one judgment for each task, in order."""
         return await self._judge.judge(tasks, self._ask)
 
     async def _ask(self, queries: Sequence[Query], /) -> tuple[EngineReply, int]:

@@ -30,7 +30,7 @@ class Question:
 
     @property
     def score_scale(self) -> Scale:
-        """The scale of the score: of the sum, where there are criteria."""
+        """Return the scale of the score: of the sum, where there are criteria."""
         parts = max(1, len(self.criteria))
         return Scale(parts * self.scale.low, parts * self.scale.high)
 

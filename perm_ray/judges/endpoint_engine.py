@@ -83,7 +83,7 @@ class JudgeEndpoint:
             return QueryFailed(str(error))
 
     async def _values(self, ask: ScoreQuery) -> Answer:
-        """The probabilities of numbers that the endpoint writes as one token and finds likely."""
+        """Return the probabilities of numbers that the endpoint writes as one token and finds likely."""
         *before, last = ask.messages
         request = f"Go on from here with one whole number and nothing else:\n{ask.prefix}"
         reply = await self._endpoint.chat(

@@ -133,14 +133,14 @@ class ValueTree:
     value: int | None = None
 
     def branches(self, path: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], ValueTree]]:
-        """Every node with children, parents first, and the tokens that lead to it."""
+        """Yield every node with children, parents first, and the tokens that lead to it."""
         if self.children:
             yield path, self
         for token, child in self.children.items():
             yield from child.branches((*path, token))
 
     def logprobs(self, found: Sequence[Mapping[int, float]]) -> dict[int, float]:
-        """The natural-log probability of each number.
+        """Return the natural-log probability of each number.
 
         `found` has, for each of `branches()`, the log-probabilities of the next tokens. Where a number ends
         and another goes on, ending is what no further digit of the scale takes.
@@ -162,7 +162,7 @@ class ValueTree:
 
 
 def value_tree(renderer: ChatRenderer, prefix: str, values: Sequence[int]) -> ValueTree:
-    """The tree of `values` right after `prefix`, in the prefix's context.
+    """Return the tree of `values` right after `prefix`, in the prefix's context.
 
     Raises `ModelError` when the tokeniser joins a number with the prefix's last letters.
     """

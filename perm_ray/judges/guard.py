@@ -24,7 +24,7 @@ _KEPT_FORMAT = frozenset("\u200c\u200d")
 
 
 def make_fence(*seed: object) -> str:
-    """A fence that the policy cannot guess and a repeated run writes again: the hash of `seed`.
+    """Return a fence that the policy cannot guess and a repeated run writes again: the hash of `seed`.
 
     Seeded with the run's seed, the scenario and the text, every call has a fence of its own. Seeded
     without the text, the completions of a group share one, and a weak judge's response to the fence's
@@ -59,6 +59,6 @@ def removed(text: str, fence: str = "") -> int:
 
 
 def _plain(text: str) -> str:
-    """One kind of line break, and no character that a person neither sees nor needs."""
+    """Return `text` with one kind of line break, without characters that nobody sees or needs."""
     text = _LINE_BREAKS.sub("\n", text)
     return "".join(char for char in text if char in _KEPT_FORMAT or is_visible(char))

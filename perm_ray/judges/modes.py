@@ -55,7 +55,7 @@ _A = TypeVar("_A", ScoreAnswer, TextAnswer)
 
 
 def begin(question: Question, scoring: ScoringConfig, *, supports_prefill: bool, seed: int = 0) -> Steps:
-    """The generator of `scoring.mode` for `question`; `seed` makes its samples repeatable."""
+    """Return the generator of `scoring.mode` for `question`; `seed` makes its samples repeatable."""
     if scoring.mode == "expected":
         return expected(question, scoring)
     if scoring.mode == "sampled":
@@ -70,7 +70,7 @@ def expected(question: Question, scoring: ScoringConfig) -> Steps:
 
 
 def reasoned(question: Question, scoring: ScoringConfig) -> Steps:
-    """A reason in the judge's words, then the expectation given that reason."""
+    """Return a reason in the judge's words, then the expectation given that reason."""
     ask = TextQuery(question.messages, _REASON, scoring.max_reason_tokens, regex=_REASON_REGEX)
     reason = _only(TextAnswer, (yield [ask])).text.strip()
     answers = yield score_queries(question, f"{_REASON}{reason}\n\n{question.opening}")
@@ -78,7 +78,7 @@ def reasoned(question: Question, scoring: ScoringConfig) -> Steps:
 
 
 def sampled(question: Question, scoring: ScoringConfig, supports_prefill: bool, seed: int) -> Steps:
-    """The mean of several sampled answers and their standard deviation.
+    """Return the mean of several sampled answers and their standard deviation.
 
     Samples that are no score are left out: `mass` is the share that is one.
     """
@@ -105,7 +105,7 @@ def sampled(question: Question, scoring: ScoringConfig, supports_prefill: bool, 
 
 
 def written(question: Question, scoring: ScoringConfig, seed: int) -> Steps:
-    """One answer in words, a reason and a score, read by the strict parser."""
+    """Return one answer in words, a reason and a score, read by the strict parser."""
     ask = replace(_chat_ask(question, scoring, with_reason=True), seed=seed)
     answer = _only(TextAnswer, (yield [ask]))
     judgment = _read_text(question, answer, supports_prefill=False)
@@ -113,13 +113,13 @@ def written(question: Question, scoring: ScoringConfig, seed: int) -> Steps:
 
 
 def answer_tokens(question: Question, scoring: ScoringConfig) -> int:
-    """Room that the judge's turn needs after the question's opening, at most."""
+    """Return the room that the judge's turn needs after the question's opening, at most."""
     reason = scoring.max_reason_tokens + FORM_TOKENS if scoring.mode == "reasoned" else 0
     return reason + _longest_answer(question, criteria_lines(question.criteria))
 
 
 def _longest_answer(question: Question, labels: Sequence[str]) -> int:
-    """A bound on the tokens of the numbers and their labels: a token is a character at least."""
+    """Return a bound on the tokens of the numbers and their labels: a token is a character at least."""
     number = len(str(question.scale.high)) + 1  # and the end of its line
     return sum(len(label) + number for label in labels or [""])
 
@@ -128,7 +128,8 @@ def _longest_answer(question: Question, labels: Sequence[str]) -> int:
 
 
 def score_queries(question: Question, opening: str) -> list[ScoreQuery]:
-    """One ask for a score; for criteria one each, put side by side so that no number pulls at the next."""
+    """Return one ask for a score; for criteria one each, put side by side so that no number pulls at the
+    next."""
     prefixes = [f"{opening}{label}" for label in criteria_lines(question.criteria)] or [opening]
     return [ScoreQuery(question.messages, prefix, question.scale.values) for prefix in prefixes]
 

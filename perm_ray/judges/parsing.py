@@ -37,7 +37,7 @@ _BARE = re.compile(_VALUE, re.VERBOSE | re.IGNORECASE)
 
 
 def parse_score(text: str, scale: Scale) -> int:
-    """The one score in `text`. Raises `ScoreError` when there is none, or more than one."""
+    """Return the one score in `text`. Raises `ScoreError` when there is none, or more than one."""
     answer, given = _read(text, ("score", "rating"))
     found = [*given, *_labelled(answer, _SCORE_LABEL, scale)]
     if not found and (bare := _BARE.fullmatch(answer)):
@@ -46,7 +46,7 @@ def parse_score(text: str, scale: Scale) -> int:
 
 
 def parse_criteria_text(text: str, names: Sequence[str], scale: Scale) -> dict[str, int]:
-    """The number of each criterion in `text`, in the order of `names`; other numbers, such as a total,
+    """Return the number of each criterion in `text`, in the order of `names`; other numbers, such as a total,
     are not looked at. Raises `ScoreError` when a criterion has none, or several different ones."""
     points: dict[str, int] = {}
     for name in names:
@@ -57,8 +57,8 @@ def parse_criteria_text(text: str, names: Sequence[str], scale: Scale) -> dict[s
 
 
 def _read(text: str, keys: Sequence[str]) -> tuple[str, list[object]]:
-    """The words of an answer, cleaned, and the values under `keys` of the JSON objects in it (one that is
-    the whole answer, or fenced ones)."""
+    """Return the words of an answer, cleaned, and the values under `keys` of the JSON objects in it (one that
+    is the whole answer, or fenced ones)."""
     if len(text) > MAX_CHARS:
         raise ScoreError(f"the answer is longer than {MAX_CHARS} characters")
     text = _LINE_BREAKS.sub("\n", unicodedata.normalize("NFKC", text)).strip()  # full-width digits as ASCII
@@ -77,7 +77,7 @@ def _unless_json(fence: re.Match[str]) -> str:
 
 
 def _from_json(text: str, keys: Sequence[str]) -> list[object] | None:
-    """The values under `keys` when `text` is a JSON object; None when it is not."""
+    """Return the values under `keys` when `text` is a JSON object; None when it is not."""
     if not text.lstrip().startswith("{"):
         return None
     pairs: list[tuple[str, object]] = []
@@ -94,7 +94,8 @@ def _from_json(text: str, keys: Sequence[str]) -> list[object] | None:
 
 
 def _labelled(answer: str, label: str, scale: Scale) -> list[int]:
-    """The numbers of the lines that begin with `label` (a pattern), after a list's or table's marks."""
+    """Return the numbers of the lines that begin with `label` (a pattern), after a list's or table's
+    marks."""
     pattern = re.compile(
         rf"""(?:[>#|"'-]|\d{{1,2}}[.)]|\ ){{0,6}} {label}\b ["']?
         (?:\ ?\((?P<low>\d{{1,3}})\ ?(?:[-–]|to)\ ?(?P<high>\d{{1,3}})\))?
@@ -109,7 +110,7 @@ def _labelled(answer: str, label: str, scale: Scale) -> list[int]:
 
 
 def _whole(value: re.Match[str], scale: Scale) -> int:
-    """The number of a match of `_VALUE`, when nothing about it makes it another one."""
+    """Return the number of a match of `_VALUE`, when nothing about it makes it another one."""
     rest = value["rest"]
     aside = rest.startswith("(") or value["cell"]  # a remark, or the next column of a table
     if rest and (not aside or re.search(r"\d", rest)):
@@ -132,7 +133,7 @@ def _the_one(found: Sequence[object], scale: Scale, where: str) -> int:
 
 
 def _on_scale(value: object, scale: Scale) -> int:
-    """A whole number of the scale, from a number or its text."""
+    """Return a whole number of the scale, from a number or its text."""
     if isinstance(value, str) and (text := re.fullmatch(r"\s?(\d{1,9})\s?(?:/\s?(\d{1,9})\s?)?", value)):
         value = int(text[1]) if text[2] is None or int(text[2]) == scale.high else None
     if isinstance(value, float) and value.is_integer():

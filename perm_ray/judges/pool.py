@@ -27,7 +27,7 @@ _REPLACED_BY_RAY: dict[str, Any] = {"max_restarts": 2, "max_task_retries": 1}
 
 
 def engine_actor_name(engine: str, replica: int) -> str:
-    """By this name judges find their engine, also after one of the two was replaced."""
+    """Return the name by which judges find their engine, also after one of the two was replaced."""
     return f"judge_engine/{engine}/{replica}"
 
 
@@ -71,7 +71,7 @@ class JudgeEnginePool:
             self._actors[name] = [actor.remote(name, endpoint, seed, key)]
 
     def starting(self) -> dict[str, ray.ObjectRef]:
-        """A call for each engine that returns once it is up."""
+        """Return a call for each engine that returns once it is up."""
         return {
             f"judge engine {name}/{i}": actor.ready.remote()
             for name, actors in self._actors.items()
@@ -106,7 +106,7 @@ class JudgePool:
         ]
 
     def starting(self) -> dict[str, ray.ObjectRef]:
-        """A call for each judge that returns once it is up."""
+        """Return a call for each judge that returns once it is up."""
         return {f"judge {self.name}/{i}": actor.ready.remote() for i, actor in enumerate(self._actors)}
 
     def judge(self, replica: int, tasks: Sequence[JudgeTask]) -> ray.ObjectRef:
@@ -115,6 +115,6 @@ class JudgePool:
 
     @property
     def timeout_s(self) -> float:
-        """The longest that one call may take: its rounds and tries included."""
+        """Return the longest that one call may take: its rounds and tries included."""
         rounds = 2 if self.config.scoring.mode == "reasoned" else 1
         return rounds * self.config.timeout_s * (self.config.retries + 1) + 30.0

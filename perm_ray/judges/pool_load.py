@@ -37,7 +37,7 @@ class PoolLoad:
 
     @property
     def queue_max(self) -> int:
-        """The most texts that waited or were being judged at the same time."""
+        """Return the most texts that waited or were being judged at the same time."""
         events = [(call.submitted_at, call.num_tasks) for call in self.calls]
         events += [(_finished(call), -call.num_tasks) for call in self.calls]
         queued = most = 0
@@ -48,7 +48,7 @@ class PoolLoad:
 
 
 def load_metrics(loads: Mapping[str, PoolLoad], sampled_at: float) -> dict[str, float]:
-    """The step's metrics; `sampled_at` is when the last completion was there.
+    """Return the step's metrics; `sampled_at` is when the last completion was there.
 
     judge/<p>/queue_max  most texts waiting or being judged at once
     judge/<p>/busy       share of the judging time in which the pool had work running
@@ -75,7 +75,7 @@ def load_metrics(loads: Mapping[str, PoolLoad], sampled_at: float) -> dict[str, 
 
 
 def merge(intervals: Sequence[Interval]) -> list[Interval]:
-    """The union, as disjoint intervals in order."""
+    """Return the union, as disjoint intervals in order."""
     merged: list[Interval] = []
     for begin, end in sorted(intervals):
         if merged and begin <= merged[-1][1]:

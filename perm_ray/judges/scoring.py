@@ -31,7 +31,7 @@ def scored(score: float, **fields: Any) -> Judgment:
 
 
 def expected_score(logprobs: Mapping[int, float], scale: Scale, min_mass: float) -> Judgment:
-    """The mean of the scale's values under the judge's next-token distribution: sum s*p(s) / mass.
+    """Return the mean of the scale's values under the judge's next-token distribution: sum s*p(s) / mass.
 
     `logprobs` are natural logarithms of the probabilities of the values of the scale, over the whole
     vocabulary. `mass = sum p(s)`: below `min_mass` the judge was about to say something else than a
@@ -52,7 +52,7 @@ def expected_score(logprobs: Mapping[int, float], scale: Scale, min_mass: float)
 
 
 def sum_of_criteria(judgments: Mapping[str, Judgment]) -> Judgment:
-    """The score that is the sum of its criteria's expectations. The sum is ours: judges add badly.
+    """Return the score that is the sum of its criteria's expectations. The sum is ours: judges add badly.
 
     The criteria were asked side by side, so the sum's distribution is the convolution of theirs.
     `mass` is that of the least sure criterion.
@@ -95,13 +95,14 @@ def _convolve(left: Sequence[float], right: Sequence[float]) -> tuple[float, ...
 
 
 def number_regex(scale: Scale) -> str:
-    """Each number of the scale. Longer ones come first for engines that take the first match; plain
+    """Return each number of the scale. Longer ones come first for engines that take the first match; plain
     alternations and no look-around, which every grammar backend understands."""
     return "(" + "|".join(str(value) for value in reversed(scale.values)) + ")"
 
 
 def criteria_regex(names: Sequence[str], scale: Scale) -> str:
-    """The text that follows the first criterion's label: its number, then a line for each of the others."""
+    """Return the text that follows the first criterion's label: its number, then a line for each of the
+    others."""
     number = number_regex(scale)
     return number + "".join(f"\\n{label}{number}" for label in criteria_lines(names)[1:])
 

@@ -35,12 +35,12 @@ from perm_ray.types import JudgeItem, Judgment, Reward, Scenario, Sections
 
 
 def build_perspectives(judges: JudgesConfig) -> dict[str, Perspective]:
-    """The perspective of each pool, with its rubric. Raises `ConfigError`."""
+    """Return the perspective of each pool, with its rubric. Raises `ConfigError`."""
     return {name: load_perspective(name, pool.rubric, pool.max_chars) for name, pool in judges.pools.items()}
 
 
 def resolve_judges(config: Config) -> dict[str, Path]:
-    """The model folder of each engine, found (or fetched, or converted) and checked."""
+    """Return the model folder of each engine, found (or fetched, or converted) and checked."""
     engines = config.judge_engines
     folders = {name: resolve_model(engine.model, engine.adapter) for name, engine in engines.items()}
     for name, folder in folders.items():
@@ -178,7 +178,7 @@ class Judges:
 
     @property
     def engines(self) -> JudgeEnginePool | None:
-        """The engines that are asked, while the judges are up."""
+        """Return the engines that are asked, while the judges are up."""
         return self._panel.engines if self._panel is not None else None
 
     def judge(self, items: Iterable[JudgeItem]) -> Iterator[tuple[JudgeItem, Mapping[str, Judgment]]]:

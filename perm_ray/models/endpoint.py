@@ -50,7 +50,7 @@ class EndpointReply:
 
 @dataclass(frozen=True, slots=True)
 class EndpointStats:
-    """What a client has seen: requests by what became of them."""
+    """The requests of a client, by what became of them."""
 
     ok: int
     failures: Mapping[str, int]
@@ -142,7 +142,7 @@ class Endpoint:
         json_schema: Mapping[str, object] | None = None,
         top_logprobs: int = 0,
     ) -> EndpointReply:
-        """One answer to `messages`. Raises `EndpointError`.
+        """Return one answer to `messages`. Raises `EndpointError`.
 
         No longer than the configuration's `longest_call_s`, waiting for its turn included. `regex` and
         `json_schema` are sent if the endpoint's `structured` says that it knows them.
@@ -167,7 +167,7 @@ class Endpoint:
     async def _try(
         self, body: Mapping[str, Any], estimate: float, deadline: float, attempt: int
     ) -> EndpointReply:
-        """One request, in its turn."""
+        """Send one request, in its turn."""
         try:
             async with asyncio.timeout(self._left(deadline)):
                 await self._places.acquire()
@@ -287,7 +287,7 @@ def _http_client(
 
 
 def _key(name: str, config: EndpointModel) -> str | None:
-    """The key from the environment; without the line's end that comes with reading it from a file."""
+    """Return the key from the environment; without the line's end that comes with reading it from a file."""
     if config.api_key_env is None:
         return None
     key = os.environ.get(config.api_key_env, "").strip()
@@ -304,7 +304,7 @@ def _key(name: str, config: EndpointModel) -> str | None:
 
 
 def _reply(answer: ChatCompletion, attempt: int) -> EndpointReply:
-    """The parts of an answer that we use; any that is missing raises, and is `malformed`."""
+    """Return the parts of an answer that we use; any that is missing raises, and is `malformed`."""
     choices = getattr(answer, "choices", None)
     if not isinstance(choices, list) or not choices:
         error = (getattr(answer, "model_extra", None) or {}).get("error")
@@ -325,6 +325,6 @@ def _reply(answer: ChatCompletion, attempt: int) -> EndpointReply:
 
 
 def _count(usage: object, field: str) -> int:
-    """What an endpoint says that it counted: the library does not check what it is."""
+    """Return what an endpoint says that it counted: the library does not check what it is."""
     value = getattr(usage, field, None)
     return value if isinstance(value, int) and value >= 0 else 0

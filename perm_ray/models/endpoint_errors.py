@@ -48,7 +48,7 @@ class EndpointError(Exception):
 
 
 def explained(error: Exception, name: str, config: EndpointModel, key: str | None) -> EndpointError:
-    """What a request to the endpoint `name` raised, as one of ours, in a sentence."""
+    """Return what a request to the endpoint `name` raised, as one of ours, in a sentence."""
     import openai
 
     at = f"{name} ({redact_text(config.base_url)})"
@@ -99,7 +99,8 @@ def _through(url: str) -> str:
 
 
 def retry_after_s(header: str | None, now: float) -> float | None:
-    """The seconds a `Retry-After` header asks to wait (RFC 9110, section 10.2.3: a number or a date)."""
+    """Return the seconds a `Retry-After` header asks to wait (RFC 9110, section 10.2.3: a number or a
+    date)."""
     if header is None:
         return None
     try:

@@ -48,7 +48,7 @@ class BroadcastGroup:
 
 
 def num_bytes(meta: ParamMeta) -> int:
-    """Size of one tensor on the wire, in bytes."""
+    """Return the size of one tensor on the wire, in bytes."""
     return torch.Size(meta.shape).numel() * meta.dtype.itemsize
 
 
@@ -75,6 +75,6 @@ def unpack(buffer: torch.Tensor, metas: Iterable[ParamMeta]) -> Iterator[tuple[s
 
 
 def crc32(buffer: torch.Tensor, start: int) -> int:
-    """The checksum of what `start` is the checksum of, with `buffer` after it."""
+    """Return the checksum of what `start` is the checksum of, with `buffer` after it."""
     data: Any = buffer.numpy()  # a buffer, which its annotations do not say
     return zlib.crc32(data, start)

@@ -23,7 +23,8 @@ Advantages = list[tuple[float, ...]]
 
 
 def advantages_of(groups: Sequence[Sequence[Reward | None]], config: RewardConfig) -> Advantages:
-    """The advantages of a step, group by group in the order of `groups`, as `rewards` is configured."""
+    """Return the advantages of a step, group by group in the order of `groups`, as `rewards` is
+    configured."""
     if config.composition == "normalize_then_sum":
         parts = [[None if reward is None else reward.parts for reward in group] for group in groups]
         names = next((known for group in parts for known in group if known is not None), {})
@@ -124,8 +125,8 @@ def _std(values: Sequence[float]) -> float:
 def make_groups(
     prompts: Sequence[Prompt], rollouts: Sequence[Sequence[Rollout]], config: RewardConfig
 ) -> tuple[RolloutGroup, ...]:
-    """Groups with their advantages, which may depend on all of them: none is a number when a reward is not
-    finite, which `check_finite` tells of."""
+    """Return the groups with their advantages, which may depend on all of them: none is a number when a
+    reward is not finite, which `check_finite` tells of."""
     rewards = [[rollout.reward for rollout in group] for group in rollouts]
     if all(math.isfinite(reward.value) for group in rewards for reward in group if reward):
         advantages = advantages_of(rewards, config)

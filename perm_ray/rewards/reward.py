@@ -39,7 +39,8 @@ def reward_of(
     score_maps: Mapping[str, ScoreMap] = NO_MAPS,
     truncated: bool = False,
 ) -> tuple[Reward | None, str]:
-    """The reward and "", or None and why the rollout is masked. `truncated`: it was cut off for its length.
+    """Return the reward and "", or None and why the rollout is masked. `truncated`: it was cut off for its
+    length.
 
     `judgments` has one for each of `perspectives`, under the same names. A judgment that is
     unparseable or failed masks the rollout, whatever the others say.
@@ -89,7 +90,7 @@ def reward_of_asked(
     config: RewardConfig,
     score_maps: Mapping[str, ScoreMap] = NO_MAPS,
 ) -> tuple[Reward | None, str, tuple[str, ...]]:
-    """The reward of a text that no policy of ours wrote, from the perspectives that could be asked.
+    """Return the reward of a text that no policy of ours wrote, from the perspectives that could be asked.
 
     Returns the reward (None when masked), why it is masked, and the names of those perspectives. A skipped
     judgment leaves its perspective out, whatever `missing_section` says: nobody told the author of the text
@@ -110,7 +111,7 @@ def reward_of_asked(
 
 
 def combine(values: Sequence[float], weights: Sequence[float], how: str) -> float:
-    """The weighted harmonic, arithmetic or geometric mean of values that are 0 or more.
+    """Return the weighted harmonic, arithmetic or geometric mean of values that are 0 or more.
 
         harmonic: W / sum(w/x)      mean: sum(w*x) / W      geometric: exp(sum(w*ln x) / W)
 
@@ -148,7 +149,8 @@ def check_perspectives(perspectives: Mapping[str, Perspective], config: RewardCo
 
 
 def _share_of_maximum(judgment: Judgment, scale: Scale, score_map: ScoreMap | None) -> float:
-    """An ok judgment's (mapped) score over its scale's maximum. One off the scale is a bug in its judge."""
+    """Return an ok judgment's (mapped) score over its scale's maximum. One off the scale is a bug in its
+    judge."""
     score = judgment.score
     if score is None or not scale.low <= score <= scale.high:
         raise ValueError(

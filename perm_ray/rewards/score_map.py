@@ -50,7 +50,7 @@ class ScoreMap:
     error: Mapping[str, float] = field(default_factory=dict)
 
     def apply(self, score: float) -> float:
-        """The score that people would have given; beyond the ends of the map, its end."""
+        """Return the score that people would have given; beyond the ends of the map, its end."""
         i = bisect_right(self.scores, score)
         if i == 0:
             value = self.mapped[0]
@@ -64,7 +64,8 @@ class ScoreMap:
 
 
 def load_score_maps(path: str | Path) -> dict[str, ScoreMap]:
-    """The maps of a file, by perspective. Raises `ConfigError` when it is no such file, or not monotone."""
+    """Return the maps of a file, by perspective. Raises `ConfigError` when it is no such file, or not
+    monotone."""
     file = Path(path).expanduser()
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
@@ -119,7 +120,7 @@ def _require_equal(name: str, what: str, made_with: object, found: object) -> No
 
 
 def score_maps_document(maps: Mapping[str, ScoreMap]) -> dict[str, object]:
-    """The maps as the file holds them."""
+    """Return the maps as the file holds them."""
     return {"kind": KIND, "perspectives": {name: asdict(score_map) for name, score_map in maps.items()}}
 
 

@@ -105,7 +105,7 @@ class RolloutActor:
         )
 
     async def finish_weight_update(self, version: int) -> None:
-        """The update is complete: what is sampled from now on is labelled `version`."""
+        """Note that the update is complete: what is sampled from now on is labelled `version`."""
 
         def finish(engine: Any) -> None:
             engine.collective_rpc("finish_weight_update")

@@ -64,7 +64,7 @@ class RolloutPool:
         return self._config.engine
 
     def starting(self) -> dict[str, ray.ObjectRef]:
-        """A call for each engine that returns once it is up."""
+        """Return a call for each engine that returns once it is up."""
         return {_role(i): actor.ready.remote() for i, actor in enumerate(self.actors)}
 
     def sample(

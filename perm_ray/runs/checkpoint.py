@@ -163,7 +163,7 @@ class Checkpoints:
     # ---- loading ----------------------------------------------------------------------------
 
     def load(self, name: str | None = None) -> tuple[RunState, Path]:
-        """The state of a checkpoint (the latest, or the one of that name) and its trainer folder.
+        """Return the state of a checkpoint (the latest, or the one of that name) and its trainer folder.
 
         A checkpoint that is not byte for byte what was written is refused, and the newest whole one
         before it is named.
@@ -190,7 +190,7 @@ class Checkpoints:
         write_json_atomic(self._ratings_file, ratings)
 
     def latest_name(self) -> str | None:
-        """The folder of the newest whole checkpoint; None before the first."""
+        """Return the folder of the newest whole checkpoint; None before the first."""
         pointer = self._folder / "latest"
         return pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else None
 
@@ -210,7 +210,7 @@ class Checkpoints:
         return "There is no whole one before it: start a new run."
 
     def _saved(self) -> list[Path]:
-        """Every checkpoint's folder, oldest first."""
+        """Return every checkpoint's folder, oldest first."""
         return sorted(self._folder.glob("step_*"), key=_order)
 
     @property

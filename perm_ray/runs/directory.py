@@ -55,7 +55,7 @@ class RunDirectory:
 
     @classmethod
     def create(cls, path: Path, config_text: str) -> RunDirectory:
-        """A new run. ConfigError when another run already has its metrics there."""
+        """Return a new run. ConfigError when another run already has its metrics there."""
         directory = cls(path)
         if directory.metrics_file.exists():
             raise ConfigError(
@@ -70,7 +70,7 @@ class RunDirectory:
 
     @classmethod
     def resume(cls, path: Path, config_text: str, step: int) -> RunDirectory:
-        """The run at `path`, as it was after `step`: metrics and samples of later steps, which are
+        """Return the run at `path`, as it was after `step`: metrics and samples of later steps, which are
         going to be run again, are removed."""
         directory = cls(path)
         if not path.is_dir():
@@ -106,7 +106,7 @@ class RunDirectory:
 
     @property
     def finished(self) -> bool:
-        """Whether a run has ended here as it should, its policy exported."""
+        """Return whether a run has ended here as it should, its policy exported."""
         if not self.summary_file.is_file():
             return False
         return json.loads(self.summary_file.read_text(encoding="utf-8")).get("status") == "FINISHED"
@@ -143,7 +143,7 @@ class RunDirectory:
         return self.samples / f"step_{step:06d}.jsonl"
 
     def failed_step_file(self, step: int) -> Path:
-        """The batch that the run stopped on, for `--replay`."""
+        """Return the batch that the run stopped on, for `--replay`."""
         return self.path / f"failed_step_{step:06d}.json"
 
     @property
@@ -188,7 +188,7 @@ class RunDirectory:
         write_jsonl_atomic(self.samples / f"probes_{step:06d}.jsonl", rows)
 
     def first_probes(self) -> Mapping[str, float]:
-        """The metrics of the run's first probing; none before it."""
+        """Return the metrics of the run's first probing; none before it."""
         files = sorted(self.samples.glob("probes_*.jsonl"))
         if not files:
             return {}

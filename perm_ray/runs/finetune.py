@@ -38,7 +38,7 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Examples:
-    """What a model learns from: rendered, checked, and named by digest for a resume.
+    """The data that a model learns from: rendered, checked, and named by digest for a resume.
 
     `epochs` are the units of each pass over the data; `heldout`, from other scenarios, measures the loss
     before and after. `task` says whether they are demonstrations and ratings, or preferences.

@@ -28,7 +28,7 @@ class FailedStep:
     sequences: Sequence[TrainSequence]
 
     def write(self, path: Path) -> None:
-        """As JSON with NaN and Infinity as Python reads them: they may be what it is about."""
+        """Write it as JSON, with NaN and Infinity as Python reads them: they may be what it is about."""
         write_text_atomic(path, json.dumps(asdict(self)) + "\n")
 
     @classmethod

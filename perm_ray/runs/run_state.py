@@ -57,7 +57,7 @@ class RunState:
 
     @classmethod
     def new(cls, sampler: Mapping[str, Any], contents: Mapping[str, str], config: Config) -> RunState:
-        """A run that has not begun."""
+        """Return a run that has not begun."""
         plain = jsonable(redact(config.as_dict()))
         assert isinstance(plain, dict)
         return cls(
@@ -73,11 +73,11 @@ class RunState:
         )
 
     def without_weights(self) -> RunState:
-        """As before any model was looked at."""
+        """Return the state as it was before any model was looked at."""
         return replace(self, weights={})
 
     def resumed_as(self, now: RunState) -> RunState:
-        """The same place in the run, with this session's configuration and packages."""
+        """Return the same place in the run, with this session's configuration and packages."""
         return replace(self, config=now.config, packages=now.packages)
 
 

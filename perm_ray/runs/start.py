@@ -176,7 +176,7 @@ def _send_the_rest(config: Config, path: Path, state: RunState) -> None:
 
 @dataclass
 class Recording:
-    """What records a run; `extra` goes into its summary."""
+    """Everything that records a run; `extra` goes into its summary."""
 
     tracker: Tracker
     progress: RunProgress

@@ -23,7 +23,7 @@ class AmbiguityRule:
     perspectives: Mapping[str, Perspective]
 
     def reasons(self, rollout: Rollout) -> tuple[str, ...]:
-        """One sentence for each judge that was unsure and one for perspectives that disagree."""
+        """Return one sentence for each judge that was unsure and one for perspectives that disagree."""
         scored = {
             name: judgment for name, judgment in rollout.judgments.items() if judgment.status == Status.OK
         }
@@ -62,7 +62,7 @@ class AmbiguityRule:
 
 
 def relative_entropy(judgment: Judgment) -> float:
-    """A judgment's entropy as a share of that of a judge who has no idea; 0 when it is not known."""
+    """Return a judgment's entropy as a share of that of a judge who has no idea; 0 when it is not known."""
     if judgment.entropy is None or len(judgment.distribution) < 2:
         return 0.0
     return judgment.entropy / math.log(len(judgment.distribution))

@@ -44,7 +44,7 @@ class RunFacts:
 
 
 def gather(config: Config, contents: Mapping[str, str]) -> RunFacts:
-    """The facts of this process. `contents` names the data and models, by digest (`RunState`)."""
+    """Return the facts of this process. `contents` names the data and models, by digest (`RunState`)."""
     documents: dict[str, Mapping[str, object]] = {
         "environment.json": environment(),
         "data.json": {"digest": data_digest(contents), "contents": dict(contents)},
@@ -63,7 +63,7 @@ def gather(config: Config, contents: Mapping[str, str]) -> RunFacts:
 
 
 def run_params(config: Config) -> dict[str, str]:
-    """The few parameters that people sort runs by; the rest is in the artifact `config.yaml`."""
+    """Return the few parameters that people sort runs by; the rest is in the artifact `config.yaml`."""
     trainer, rollout, rewards = config.trainer, config.rollout, config.rewards
     params: dict[str, object] = {
         "policy.model": config.policy.model,
@@ -105,7 +105,7 @@ def run_tags(
 
 
 def data_digest(contents: Mapping[str, str]) -> str:
-    """One short name for all data, templates, rubrics and models together."""
+    """Return one short name for all data, templates, rubrics and models together."""
     return text_digest(json_line(dict(sorted(contents.items()))))[:12]
 
 
@@ -126,7 +126,8 @@ def environment() -> dict[str, object]:
 
 
 def git_state(folder: Path) -> dict[str, object] | None:
-    """The commit of `folder` and how much was changed since, without content; None outside a repository."""
+    """Return the commit of `folder` and how much was changed since, without content; None outside a
+    repository."""
     sha = _git(folder, "rev-parse", "HEAD")
     changes = _git(folder, "diff", "--numstat", "HEAD")
     status = _git(folder, "status", "--porcelain")

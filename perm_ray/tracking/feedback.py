@@ -34,7 +34,7 @@ class Pulled:
 
 
 def pull_feedback(uri: str, run_id: str, scales: Mapping[str, Scale]) -> Pulled:
-    """Every feedback of people on the traces of a run. `scales` are those of the perspectives.
+    """Return every feedback of people on the traces of a run. `scales` are those of the perspectives.
 
     Raises `RunError` when MLflow does not answer, `DataError` when it does not know the run.
     """
@@ -50,7 +50,8 @@ def pull_feedback(uri: str, run_id: str, scales: Mapping[str, Scale]) -> Pulled:
 
 
 def find_run(run: str, uri: str | None, configured_uri: str | None) -> tuple[str, str]:
-    """The run id and the tracking URI of what the command line was given: a run directory or a run id."""
+    """Return the run id and the tracking URI of what the command line was given: a run directory or a run
+    id."""
     directory = Path(run)
     if directory.is_dir():
         tracked = TrackedRun.read(directory)
@@ -69,7 +70,7 @@ def find_run(run: str, uri: str | None, configured_uri: str | None) -> tuple[str
 
 
 def _rated_traces(uri: str, run_id: str) -> Iterator[tuple[Trace, list[Assessment]]]:
-    """The traces that people gave feedback on, with that feedback."""
+    """Yield the traces that people gave feedback on, with that feedback."""
     client = connect(uri)
     from mlflow.exceptions import MlflowException
 
@@ -106,7 +107,7 @@ def _is_of_people(entry: Assessment) -> bool:
 
 
 def _row(trace: Trace, given: list[Assessment], scales: Mapping[str, Scale]) -> tuple[dict[str, object], int]:
-    """A reply with its ratings, and how many of its feedbacks gave none. A rater's latest counts."""
+    """Return a reply with its ratings, and how many of its feedbacks gave none. A rater's latest counts."""
     told, answered = _told_and_answered(trace)
     labels: dict[str, dict[str, float]] = {}
     raters, unrated = [], 0
@@ -157,7 +158,7 @@ def _of_judges(trace: Trace, rated: Mapping[str, object]) -> dict[str, dict[str,
 
 
 def _told_and_answered(trace: Trace) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """The root span's inputs and outputs; an answer without a response section is one as a whole."""
+    """Return the root span's inputs and outputs; an answer without a response section is one as a whole."""
     spans = {span.name: span for span in trace.data.spans}
     root, generate = spans.get("rollout"), spans.get("generate")
     if root is not None and generate is not None and isinstance(root.inputs, Mapping):
@@ -171,7 +172,7 @@ def _told_and_answered(trace: Trace) -> tuple[Mapping[str, Any], Mapping[str, An
 
 
 def _rating(value: object, scale: Scale | None) -> float | None:
-    """A feedback's value as a number on the scale; people may also type it as text."""
+    """Return a feedback's value as a number on the scale; people may also type it as text."""
     if scale is None or isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:

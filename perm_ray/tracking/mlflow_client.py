@@ -76,7 +76,7 @@ def tracking_uri(config: TrackingConfig, directory: Path) -> str:
 
 
 def connect(uri: str) -> MlflowClient:
-    """An explicit client: nothing of MLflow's global state is touched."""
+    """Return an explicit client: nothing of MLflow's global state is touched."""
     _prepare()
     from mlflow import MlflowClient
 
@@ -85,7 +85,7 @@ def connect(uri: str) -> MlflowClient:
 
 
 def connect_tracing(uri: str) -> TracingClient:
-    """The part of the client that takes whole traces."""
+    """Return the part of the client that takes whole traces."""
     _prepare()
     from mlflow.tracing.client import TracingClient
 
@@ -93,7 +93,8 @@ def connect_tracing(uri: str) -> TracingClient:
 
 
 def open_experiment(client: MlflowClient, config: TrackingConfig, directory: Path) -> str:
-    """The id of the configured experiment; a new one keeps its files in `directory`, without a server."""
+    """Return the id of the configured experiment; a new one keeps its files in `directory`, without a
+    server."""
     experiment = client.get_experiment_by_name(config.experiment)
     if experiment is not None:
         return experiment.experiment_id
@@ -102,7 +103,7 @@ def open_experiment(client: MlflowClient, config: TrackingConfig, directory: Pat
 
 
 def cause_of(error: BaseException | None) -> str:
-    """An error as a warning tells it: one short line without credentials."""
+    """Return an error as a warning tells it: one short line without credentials."""
     return " ".join(redact_text(str(error)).split())[:300] if error else "it is slow"
 
 

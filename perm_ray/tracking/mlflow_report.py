@@ -44,7 +44,7 @@ def log_report(
 
 
 def open_run(config: TrackingConfig, run_name: str) -> str:
-    """The id of a new run on the server `tracking.mlflow_uri`, for a job that goes on with it.
+    """Return the id of a new run on the server `tracking.mlflow_uri`, for a job that goes on with it.
 
     Raises `RunError` when MLflow does not take it.
     """

@@ -150,7 +150,7 @@ class MlflowRun:
 
 
 def is_refused(error: Exception) -> bool:
-    """Whether MLflow will never take a record, as opposed to not being there to take it."""
+    """Return whether MLflow will never take a record, as opposed to not being there to take it."""
     if isinstance(error, TypeError | ValueError | LookupError) and not isinstance(error, OSError):
         return True  # requests' own errors are OSErrors, some of them ValueErrors too
     return getattr(error, "error_code", None) in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")

@@ -91,12 +91,13 @@ class MlflowSender(Tracker):
 
     @property
     def uri(self) -> str:
-        """The tracking URI, without credentials."""
+        """Return the tracking URI, without credentials."""
         return redact_text(self._uri)
 
     @property
     def run_id(self) -> str | None:
-        """The MLflow run; None until MLflow has it. Does not wait: `mlflow_run.json` has it in time."""
+        """Return the MLflow run; None until MLflow has it. Does not wait: `mlflow_run.json` has it in
+        time."""
         return self._run.run_id
 
     def metrics(self, step: int, metrics: Mapping[str, float], purpose: Purpose = "train") -> None:

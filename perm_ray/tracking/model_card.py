@@ -37,7 +37,7 @@ class TrainedPolicy:
 
 
 def model_card(config: Config, policy: TrainedPolicy) -> str:
-    """The card, in Markdown with the header that model hubs read."""
+    """Return the card, in Markdown with the header that model hubs read."""
     header = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
@@ -60,7 +60,7 @@ def model_card(config: Config, policy: TrainedPolicy) -> str:
 
 
 def heldout_reward(evaluation: Mapping[str, object]) -> float | None:
-    """The mean reward on the held-out scenarios after training; None when it was not measured."""
+    """Return the mean reward on the held-out scenarios after training; None when it was not measured."""
     value = _section(evaluation, "after").get("reward/mean")
     return float(value) if isinstance(value, int | float) else None
 

@@ -128,7 +128,7 @@ def register(uri: str, run: TrackedRun, name: str, candidate: Candidate, scratch
 def _log_model(
     client: MlflowClient, run: TrackedRun, name: str, candidate: Candidate, scratch: Path
 ) -> LoggedModel:
-    """The logged model; it is not READY before all of it is there."""
+    """Return the logged model; it is not READY before all of it is there."""
     from mlflow.entities import LoggedModelOutput
 
     figures = {} if candidate.reward is None else {_REWARD_TAG: repr(candidate.reward)}

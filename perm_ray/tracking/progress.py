@@ -74,7 +74,7 @@ class RunProgress(Sink):
             self._guarded(self._live.stop)
 
     def phase(self, name: str, done: int | None = None, total: int | None = None) -> None:
-        """The run now does `name`, and has done `done` of `total`."""
+        """Show that the run now does `name`, and has done `done` of `total`."""
         state = self._state
         is_new = name != state.phase
         state.phase, state.done, state.total = name, done, total
@@ -100,11 +100,11 @@ class RunProgress(Sink):
             self._line("  ".join(shown))
 
     def note(self, text: str) -> None:
-        """A sentence for the person who watches, above the display."""
+        """Print a sentence for the person who watches, above the display."""
         self._line(text)
 
     def render(self) -> Text:
-        """The live display as it is now."""
+        """Return the live display as it is now."""
         state = self._state
         running = min(state.step + 1, self._total_steps)
         head = [f"step {running}/{self._total_steps}", state.phase + self._count()]
@@ -119,8 +119,8 @@ class RunProgress(Sink):
         return f" {state.done}" if state.total is None else f" {state.done}/{state.total}"
 
     def _scores(self, rise: str, fall: str) -> list[str]:
-        """The reward and each perspective's mean score (of fine-tuning the loss), with the change since the
-        first step."""
+        """Return the reward and each perspective's mean score (of fine-tuning the loss), with the change
+        since the first step."""
         shown = {_LOSS: "loss"} if _LOSS in self._state.metrics else {_REWARD: "reward"}
         for name in self._state.metrics:
             if name.startswith("judge/") and name.endswith("/mean"):
@@ -137,7 +137,7 @@ class RunProgress(Sink):
         return texts if self._state.metrics else []
 
     def _pace(self) -> list[str]:
-        """The speed of sampling, and the time left at the pace of the recent steps."""
+        """Return the speed of sampling, and the time left at the pace of the recent steps."""
         state, pace = self._state, []
         for name in ("rollout/tokens_per_s", "finetune/tokens_per_s"):
             if name in state.metrics:

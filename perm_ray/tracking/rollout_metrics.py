@@ -15,7 +15,7 @@ from perm_ray.types import NO_TOKENS, Judgment, Rollout, RolloutGroup, Sections,
 
 
 def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
-    """Every metric of a step that follows from its rollouts, under its MLflow name."""
+    """Return every metric of a step that follows from its rollouts, under its MLflow name."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     return {
         **_reward_metrics(rollouts),
@@ -66,7 +66,8 @@ def _judge_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
 
 def _speaks_markup(sections: Sections) -> bool:
-    """Whether an answer tries to speak to its judges in their own markup, which the guard takes out."""
+    """Return whether an answer tries to speak to its judges in their own markup, which the guard takes
+    out."""
     return any(removed(text) > 0 for text in (sections.analysis, sections.response) if text)
 
 

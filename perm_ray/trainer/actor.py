@@ -54,7 +54,7 @@ class TrainerRank:
 
     @ray.method(concurrency_group="control")
     def where(self) -> str:
-        """The address of the node this rank lives on, for error messages; answered while it starts."""
+        """Return the address of the node this rank lives on, for error messages; answered while it starts."""
         return ray.util.get_node_ip_address()
 
     def open_store(self) -> tuple[str, int]:

@@ -61,7 +61,8 @@ class TrainSequence:
 
     @classmethod
     def of(cls, prompt_ids: Sequence[int], spans: Sequence[Span], advantage: float) -> TrainSequence:
-        """The sequence of a rollout: its prompt, then its spans, of which the sampled ones are trained.
+        """Return the sequence of a rollout: its prompt, then its spans, of which the sampled ones are
+        trained.
 
         A user's turn at the end is left out: nothing is learned from it.
         """
@@ -75,7 +76,7 @@ class TrainSequence:
 
     @property
     def prompt_length(self) -> int:
-        """Tokens before the first trained one, or the part of them that sequences share."""
+        """Return tokens before the first trained one, or the part of them that sequences share."""
         return self.shared_prompt or self.trained.index(True)
 
     @property
@@ -84,7 +85,7 @@ class TrainSequence:
 
     @property
     def continuation_length(self) -> int:
-        """Tokens after the prompt, context between trained ones included."""
+        """Return tokens after the prompt, context between trained ones included."""
         return len(self.token_ids) - self.prompt_length
 
     @property
@@ -158,7 +159,8 @@ def tokens_of(unit: SharedPrompt) -> int:
 
 
 def _together(sequences: Sequence[TrainSequence], budget_tokens: int, num_ranks: int) -> list[SharedPrompt]:
-    """Each prompt's completions in as few units as fit the budget, none more than a rank's part of all."""
+    """Return each prompt's completions in as few units as fit the budget, none more than a rank's part of
+    all."""
     groups: dict[tuple[int, ...], list[TrainSequence]] = {}
     for sequence in sequences:
         groups.setdefault(sequence.prompt_ids, []).append(sequence)

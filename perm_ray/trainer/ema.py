@@ -34,7 +34,7 @@ class WeightAverage:
                 self.values[parameter].lerp_(weight.to("cpu", torch.float32), 1 - self._decay)
 
     def state(self) -> dict[str, Tensor]:
-        """A copy, by name; empty on ranks other than 0."""
+        """Return a copy, by name; empty on ranks other than 0."""
         return {name: self.values[p].clone() for name, p in self._trained if p in self.values}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:

@@ -71,7 +71,7 @@ class TrainerGroup:
 
     @property
     def ranks(self) -> list[Any]:
-        """The actors' handles, in order of rank."""
+        """Return the actors' handles, in order of rank."""
         if self._refuses or not self._actors:
             raise RunError(
                 "The trainer group is not running: it has failed, or was shut down or never started."
@@ -201,7 +201,8 @@ class TrainerGroup:
         self._actors = []
 
     def _wait(self, refs: Sequence[ray.ObjectRef], doing: str, timeout_s: float) -> list[Any]:
-        """Every rank's result, in order. The first failure of any rank, or the bound, ends the group."""
+        """Return every rank's result, in order. The first failure of any rank, or the bound, ends the
+        group."""
         calls = self._calls(refs)
         try:
             return wait_all(calls, timeout_s=timeout_s, doing=doing)
@@ -217,7 +218,8 @@ class TrainerGroup:
             raise culprit from error.__cause__
 
     def _first_silence(self, error: PermRayError, doing: str) -> PermRayError | None:
-        """The error of a rank that does not even say where it is, if another failed of waiting for it."""
+        """Return the error of a rank that does not even say where it is, if another failed of waiting for
+        it."""
         if not isinstance(error, ActorFailedError):
             return None
         asked = self._calls([rank.where.remote() for rank in self._actors])
@@ -231,13 +233,13 @@ class TrainerGroup:
         return None
 
     def _calls(self, refs: Sequence[ray.ObjectRef]) -> dict[str, ray.ObjectRef]:
-        """Each rank's reference under the rank's name for people."""
+        """Return each rank's reference under the rank's name for people."""
         roles = [f"trainer rank {rank} (node {node})" for rank, node in enumerate(self._nodes)]
         return dict(zip(roles, refs, strict=True))
 
 
 def _first_death(calls: Mapping[str, ray.ObjectRef], doing: str) -> PermRayError | None:
-    """The error of a rank whose process is gone, if there is one.
+    """Return the error of a rank whose process is gone, if there is one.
 
     When a rank dies its peers fail too, of broken connections, and may be heard of first.
     """

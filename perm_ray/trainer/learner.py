@@ -139,7 +139,8 @@ class Learner:
         return sums
 
     def weights(self, adapter_only: bool = False) -> PolicyWeights | AdapterWeights:
-        """The policy's weights, its adapter merged, or the adapter alone; read on every rank together."""
+        """Return the policy's weights, its adapter merged, or the adapter alone; read on every rank
+        together."""
         return AdapterWeights(self._policy) if adapter_only else PolicyWeights(self._policy)
 
     def export(self, path: Path) -> None:
@@ -153,7 +154,8 @@ class Learner:
         dist.barrier()  # when the call returns, the folder is there
 
     def _must_stop(self, step: int, requested: bool, loss: float) -> bool:
-        """Whether any rank was asked to stop. Asked of all ranks together, so that none goes on alone."""
+        """Return whether any rank was asked to stop. Asked of all ranks together, so that none goes on
+        alone."""
         votes = torch.tensor([float(requested), float(not math.isfinite(loss))], device=self._engine.device)
         if self._config.num_ranks > 1:
             dist.all_reduce(votes, dist.ReduceOp.MAX)

@@ -67,7 +67,7 @@ def add_adapter(model: PreTrainedModel, config: LoraConfig, rank: int) -> None:
 
 
 def adapters(module: nn.Module) -> dict[str, Adapter]:
-    """The adapters of a model by the name, as checkpoints have it, of the weight each adds to."""
+    """Return the adapters of a model by the name, as checkpoints have it, of the weight each adds to."""
     return {
         f"{name}.weight": Adapter(
             down=layer.lora_A[_NAME].weight, up=layer.lora_B[_NAME].weight, scaling=layer.scaling[_NAME]
@@ -77,13 +77,13 @@ def adapters(module: nn.Module) -> dict[str, Adapter]:
 
 
 def checkpoint_name(name: str) -> str:
-    """The name of a base model's parameter or buffer as the model without an adapter has it."""
+    """Return the name of a base model's parameter or buffer as the model without an adapter has it."""
     return name.replace(".base_layer.", ".")
 
 
 @contextmanager
 def without_adapter(module: nn.Module) -> Iterator[None]:
-    """The base model, for as long as the block lasts."""
+    """Give the base model, for as long as the block lasts."""
     layers = [layer for _, layer in _layers(module)]
     for layer in layers:
         layer.enable_adapters(False)

@@ -31,7 +31,8 @@ class Mismatch:
 def mismatch(
     old_logprobs: Tensor, sampler_logprobs: Tensor, segments: Segments, mode: str, low: float, high: float
 ) -> Mismatch:
-    """The ratio rho and its weight, from d = old_logprobs - sampler_logprobs, which have no gradient here.
+    """Return the ratio rho and its weight, from d = old_logprobs - sampler_logprobs, which have no gradient
+    here.
 
         token_*:     rho_t = exp(d_t)              sequence_*:  rho = exp(sum of d over the completion)
         *_truncate:  clip(rho, low, high)          *_mask:      rho where low <= rho <= high, else 0

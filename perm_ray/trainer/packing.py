@@ -46,7 +46,7 @@ class PackedPrompt:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sequence."""
+        """Return the tokens of the longest sequence."""
         return self.prompt + max(self.continuations)
 
 
@@ -176,7 +176,7 @@ AttentionMaskInterface.register(ATTENTION, _no_mask)
 
 
 def load_policy(model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """The causal language model in `model_dir`, its forward replaced by `completion_logprobs`,
+    """Return the causal language model in `model_dir`, its forward replaced by `completion_logprobs`,
     its head's by `score`.
 
     Replaced, not wrapped: parameter names stay those of the checkpoint, and ZeRO-3 gathers the

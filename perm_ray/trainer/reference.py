@@ -36,7 +36,7 @@ class FrozenCopy:
 
     @torch.no_grad()
     def __call__(self, batch: PackedBatch) -> Tensor:
-        """Log-probability of each trained token [C]."""
+        """Return log-probability of each trained token [C]."""
         for parameter, host in self._host.items():
             parameter.data = host.to(self._device, non_blocking=True)
         logprobs, _ = self._model(batch)
@@ -57,7 +57,7 @@ class WithoutAdapter:
 
     @torch.no_grad()
     def __call__(self, batch: PackedBatch) -> Tensor:
-        """Log-probability of each trained token [C]. All ranks call it together."""
+        """Return log-probability of each trained token [C]. All ranks call it together."""
         with without_adapter(self._engine.module):
             logprobs, _ = self._engine(batch)
         return logprobs

@@ -52,7 +52,7 @@ class HostCopies(CheckpointEngine):
         self.files: dict[Path, Any] = {}
 
     def create(self, info: object) -> None:
-        """A save begins."""
+        """Note that a save begins."""
         del info
         self.files = {}
 
@@ -130,7 +130,8 @@ class RankState:
             _restore_random_state(torch.load(random_file, weights_only=True))
 
     def _load_resharded(self, path: Path) -> None:
-        """By DeepSpeed's universal checkpoint: rank 0 writes every parameter whole, all ranks read it."""
+        """Load by DeepSpeed's universal checkpoint: rank 0 writes every parameter whole, all ranks read
+        it."""
         folder = path.with_name(RESHARDED)
         if self._rank == 0:
             shutil.rmtree(folder, ignore_errors=True)  # of a load that was killed
@@ -186,7 +187,7 @@ def _write(files: Mapping[Path, Any], folder: Path) -> dict[str, FileDigest]:
 
 
 def _host_copy(value: Any, seen: dict[tuple[object, ...], Tensor]) -> Any:
-    """A copy that later updates do not reach. Tensors go to host memory, tied ones once."""
+    """Return a copy that later updates do not reach. Tensors go to host memory, tied ones once."""
     if isinstance(value, Tensor):
         key = (value.data_ptr(), value.shape, value.stride(), value.dtype, value.device)
         if key not in seen or value.numel() == 0:

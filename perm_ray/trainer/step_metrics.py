@@ -42,14 +42,14 @@ class StepSums:
         return StepSums(**merged)
 
     def weighted(self, weight: float, share_of_step: float) -> StepSums:
-        """As it counts in a step: nothing of a micro-batch that only took part (`weight` 0), and the loss for
-        one update's share."""
+        """Return the sums as they count in a step: nothing of a micro-batch that only took part (`weight` 0),
+        and the loss for one update's share."""
         scaled = {f.name: getattr(self, f.name) * weight for f in fields(self) if f.name != "interrupted"}
         return StepSums(**{**scaled, "loss": scaled["loss"] * share_of_step})
 
 
 def step_metrics(reports: Sequence[StepSums]) -> dict[str, float]:
-    """The step's metrics from every rank's report; all but the loss are per completion token."""
+    """Return the step's metrics from every rank's report; all but the loss are per completion token."""
     total = sum(reports, StepSums())
     return {
         "policy/loss": total.loss,

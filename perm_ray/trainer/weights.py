@@ -41,7 +41,7 @@ COPIED_FILES = (
 
 
 def gathered(parameters: Sequence[nn.Parameter]) -> Iterator[tuple[nn.Parameter, Tensor]]:
-    """Each parameter and its full value, on every rank; good only until the next one is asked for."""
+    """Yield each parameter and its full value, on every rank; good only until the next one is asked for."""
     for bucket in _buckets([(parameter,) for parameter in parameters]):
         with _whole(bucket):
             for (parameter,) in bucket:
@@ -98,7 +98,7 @@ class AdapterWeights:
         self._average = average or {}
 
     def metadata(self) -> list[tuple[str, torch.dtype, torch.Size]]:
-        """As `PolicyWeights.metadata`."""
+        """Return names and shapes, as `PolicyWeights.metadata` does."""
         return [(name, p.dtype, _shape(p)) for name, p in self._entries]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
@@ -119,7 +119,7 @@ def _whole(bucket: Sequence[tuple[nn.Parameter, ...]]) -> Any:
 
 
 def _buckets(groups: Sequence[tuple[nn.Parameter, ...]]) -> Iterator[list[tuple[nn.Parameter, ...]]]:
-    """Groups of parameters that are needed together, in order, some `BUCKET_BYTES` at a time."""
+    """Yield groups of parameters that are needed together, in order, some `BUCKET_BYTES` at a time."""
     bucket: list[tuple[nn.Parameter, ...]] = []
     size = 0
     for group in groups:
@@ -184,7 +184,7 @@ def _kept(weights: Iterable[tuple[str, Tensor]], rank: int) -> dict[str, Tensor]
 
 @contextmanager
 def _aside(path: Path) -> Iterator[Path]:
-    """A folder to write to, which then takes the place of `path`."""
+    """Give a folder to write to, which then takes the place of `path`."""
     aside = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)

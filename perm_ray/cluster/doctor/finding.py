@@ -1,4 +1,4 @@
-"""What a check found, and what to do about it."""
+"""Say what a check found, and what to do about it."""
 
 from __future__ import annotations
 

@@ -164,7 +164,7 @@ def listeners() -> list[Listener]:
 
 
 def check_exposure(found: Sequence[Listener]) -> Finding:
-    """Whether Ray on this machine can be reached from others."""
+    """Return whether Ray on this machine can be reached from others."""
     outside = sorted({f"{one.process} {one.address}:{one.port}" for one in found if not one.is_local})
     if not outside:
         return ok("exposure", "nothing of Ray on this machine listens beyond loopback")
@@ -177,7 +177,7 @@ def check_exposure(found: Sequence[Listener]) -> Finding:
 
 
 def check_token_file(file: Path) -> Iterator[Finding]:
-    """A token that others can read is no secret."""
+    """Yield whether others can read the token, which would then be no secret."""
     if file.exists():
         mode = stat.S_IMODE(file.stat().st_mode)
         if mode & 0o077:

@@ -1,4 +1,4 @@
-"""What a run talks to: the Ray cluster, MLflow, models and judge endpoints. Every question has a bound."""
+"""Check what a run talks to: the Ray cluster, MLflow, models, judge endpoints. Every question has a bound."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def check_services(config: Config) -> Iterator[Finding]:
 
 
 def _model(role: str, model: str, adapter: str | None = None) -> Finding:
-    """As a run does it before it begins; one that is not here is left to the run, a built-in one is made."""
+    """Find a model as a run does before it begins; one that is not here is left to the run, a built-in one is
+    made."""
     from perm_ray.models.resolve import is_here, resolve_model
 
     subject = f"model of {role}"
@@ -53,7 +54,7 @@ def _model(role: str, model: str, adapter: str | None = None) -> Finding:
 
 
 def _endpoint(config: Config, name: str) -> Finding:
-    """As a run does it before it begins: the list of models, or one token."""
+    """Ask an endpoint as a run does before it begins: the list of models, or one token."""
     from perm_ray.models.endpoint import Endpoint
 
     async def ask() -> None:
@@ -99,7 +100,7 @@ def _mlflow(config: TrackingConfig) -> Finding:
 
 
 def check_cluster(address: str, token: str | None) -> Iterator[Finding]:
-    """A cluster's dashboard at `address`: is it there, does it take our token, and does it ask for one?"""
+    """Ask a cluster's dashboard at `address`: is it there, does it take our token, does it ask for one?"""
     try:
         status = _status(f"{address}/api/version", None)
     except OSError as error:

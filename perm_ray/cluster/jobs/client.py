@@ -127,7 +127,7 @@ class JobsClient:
         return sorted(found, key=lambda job: job.started_s or 0.0)
 
     def job(self, name: str) -> Job:
-        """The newest job of the run `name`, or the job with this submission id."""
+        """Return the newest job of the run `name`, or the job with this submission id."""
         jobs = self.jobs()
         fitting = [job for job in jobs if name in (job.run, job.submission_id)]
         if not fitting:
@@ -141,7 +141,7 @@ class JobsClient:
             return self._client.get_job_logs(submission_id)
 
     async def follow(self, submission_id: str) -> AsyncIterator[str]:
-        """The job's output from its beginning, as it comes, until it ends."""
+        """Yield the job's output from its beginning, as it comes, until it ends."""
         with self._explained(f"follow {submission_id}"):
             async for text in self._client.tail_job_logs(submission_id):
                 yield text
@@ -175,7 +175,7 @@ class JobsClient:
 
 
 def explain(error: Exception, address: str) -> str:
-    """Why a request to the Jobs API failed and what to do, in a sentence."""
+    """Return why a request to the Jobs API failed and what to do, in a sentence."""
     text = " ".join(str(error).split())
     if type(error).__name__ == "AuthenticationError" or " 401" in text or " 403" in text:
         return (

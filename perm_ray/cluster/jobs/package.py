@@ -64,7 +64,7 @@ def take_secrets(folder: Path) -> None:
 
 
 def secrets_from(names: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables of `--env NAME`; a value is never written on a command line."""
+    """Return the variables of `--env NAME`; a value is never written on a command line."""
     for name in names:
         if name not in environment:
             raise ConfigError(

@@ -1,1 +1,1 @@
-"""What a configuration takes in memory and time, by arithmetic alone: nothing is loaded or started."""
+"""Compute the memory that a configuration takes, by arithmetic alone: nothing is loaded or started."""

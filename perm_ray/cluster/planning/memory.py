@@ -55,7 +55,7 @@ class EngineMemory:
 
 @dataclass(frozen=True)
 class RankTerms:
-    """What one trainer rank holds on its GPU (or in host memory) in one phase of its work, in bytes."""
+    """The memory of one trainer rank on its GPU (or in host memory) in one phase of its work, in bytes."""
 
     phase: str
     weights: int
@@ -88,7 +88,7 @@ class RankMemory:
 
 
 def kv_bytes_per_token(shape: ModelShape, width: int, tensor_parallel_size: int) -> int:
-    """Keys and values: 2 * layers * kv_heads / TP * head_dim * bytes of an element.
+    """Return the bytes of keys and values: 2 * layers * kv_heads / TP * head_dim * bytes of an element.
 
     With more GPUs than key-value heads each GPU holds a copy of one.
     """
@@ -136,7 +136,8 @@ def engine_memory(
 
 
 def _transfer_buffers(shape: ModelShape, width: int, sync: SyncConfig, on_gpu: bool) -> int:
-    """A chunk is closed by the tensor that fills it, so it may be larger by the largest tensor."""
+    """Return the bytes of a transfer's buffers. A chunk is closed by the tensor that fills it, so it may be
+    larger by the largest tensor."""
     largest = width * shape.largest_tensor
     if on_gpu:
         return NUM_SENDER_BUFFERS * (SENDER_BYTES + largest)
@@ -149,8 +150,8 @@ def _transfer_buffers(shape: ModelShape, width: int, sync: SyncConfig, on_gpu: b
 def layer_activation_bytes(
     shape: ModelShape, width: int, lora_rank: int = 0, share_prompts: bool = False
 ) -> int:
-    """What one decoder layer keeps of each token for its backward pass, in bytes; h hidden, a and k the
-    widths of queries and keys, i intermediate, w bytes of an element:
+    """Return what one decoder layer keeps of each token for its backward pass, in bytes; h hidden, a and k
+    the widths of queries and keys, i intermediate, w bytes of an element:
 
         2 residuals               2 w h
         2 RMS norms               2 (4 + 2 w) h     a float32 copy, the normalised and the scaled
@@ -173,14 +174,14 @@ def layer_activation_bytes(
 
 
 def head_bytes(shape: ModelShape, width: int, tokens: int, device: str = "cpu") -> int:
-    """The head in blocks of the vocabulary (`trainer/head.py`): the hidden states, their gradient in
+    """Return the head in blocks of the vocabulary (`trainer/head.py`): the hidden states, their gradient in
     float32, and a few float32 tensors of [tokens x block]; never [tokens x vocabulary]."""
     block = min(shape.vocabulary, max(256, HEAD_BLOCK_ELEMENTS[device] // tokens // 64 * 64))
     return tokens * (shape.hidden * (2 * width + 4) + 4 * HEAD_COPIES * block)
 
 
 def rank_memory(shape: ModelShape, trainer: TrainerConfig, sync: SyncConfig, longest: int) -> RankMemory:
-    """One of `num_ranks` ranks; `longest` is the longest sequence, prompt and completion.
+    """Return one of `num_ranks` ranks; `longest` is the longest sequence, prompt and completion.
 
     P parameters, T of them trained (a LoRA adapter, else all), w bytes of an element, N ranks:
 
@@ -230,14 +231,15 @@ def rank_memory(shape: ModelShape, trainer: TrainerConfig, sync: SyncConfig, lon
 
 
 def _gathered(shape: ModelShape, width: int) -> int:
-    """Weights that ZeRO-3 holds whole at a time: what DeepSpeed lets live and fetches ahead, and the head."""
+    """Return weights that ZeRO-3 holds whole at a time: what DeepSpeed lets live and fetches ahead, and the
+    head."""
     ahead = LIVE_ELEMENTS + PREFETCH_ELEMENTS
     return width * (min(ahead, shape.parameters) + shape.largest_tensor)
 
 
 def _reduction(shape: ModelShape, trainer: TrainerConfig, trained: int) -> int:
-    """Gradients on their way to their rank: float32 buckets (two, four where they overlap), and the head's
-    gradient, which is larger than a bucket, in both types."""
+    """Return gradients on their way to their rank: float32 buckets (two, four where they overlap), and the
+    head's gradient, which is larger than a bucket, in both types."""
     if trainer.zero_stage == 0:
         return 0
     on_gpu = trainer.num_gpus > 0

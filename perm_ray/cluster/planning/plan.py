@@ -50,7 +50,7 @@ class Role:
 
     @property
     def total(self) -> int:
-        """Bytes of one actor on each of its GPUs, at its peak."""
+        """Return the bytes of one actor on each of its GPUs, at its peak."""
         return self.memory.peak.total if isinstance(self.memory, RankMemory) else self.memory.total
 
     @property
@@ -126,7 +126,7 @@ def check_engine(key: str, engine: EngineConfig, shape: ModelShape, gpus_per_nod
 
 
 def _divisor(shape: ModelShape, below: int) -> int:
-    """The largest size under `below` that fits the model."""
+    """Return the largest size under `below` that fits the model."""
     sizes = (shape.heads, shape.intermediate, shape.kv_heads)
     return next(size for size in range(below - 1, 0, -1) if all(n % size == 0 for n in sizes))
 
@@ -169,7 +169,7 @@ def _roles(
 
 
 def longest(config: Config) -> int:
-    """Tokens of the longest sequence that is trained on."""
+    """Return the tokens of the longest sequence that is trained on."""
     return config.prompt.max_tokens + config.rollout.max_completion_tokens
 
 
@@ -251,6 +251,6 @@ _RANK_TERMS = ("weights", "optimizer", "gradients", "reference", "activations", 
 
 
 def term_sizes(terms: EngineMemory | RankTerms) -> dict[str, int]:
-    """The terms of a total, in bytes, by name."""
+    """Return the terms of a total, in bytes, by name."""
     names = _RANK_TERMS if isinstance(terms, RankTerms) else _ENGINE_TERMS
     return {name.replace("_", " "): getattr(terms, name) for name in names}

@@ -60,7 +60,7 @@ class ModelShape:
 
     @property
     def embedding_parameters(self) -> int:
-        """Of the embedding alone; a head that is not tied has as many again."""
+        """Return the parameters of the embedding alone; a head that is not tied has as many again."""
         return self.vocabulary * self.hidden
 
     @property
@@ -73,17 +73,18 @@ class ModelShape:
 
     @property
     def parameters(self) -> int:
-        """All of them, a tied weight once."""
+        """Return the number of all parameters; a tied weight counts once."""
         embeddings = self.embedding_parameters * (1 if self.tied else 2)
         return embeddings + self.layers * self.layer_parameters + self.hidden
 
     @property
     def largest_tensor(self) -> int:
-        """Elements of the largest weight."""
+        """Return the elements of the largest weight."""
         return max(self.embedding_parameters, *(wide * high for wide, high in self.matrices.values()))
 
     def adapter_parameters(self, rank: int, targets: Sequence[str]) -> int:
-        """Of a LoRA adapter (arXiv 2106.09685): A [rank, in] and B [out, rank] for each target and layer."""
+        """Return the parameters of a LoRA adapter (arXiv 2106.09685): A [rank, in] and B [out, rank] for each
+        target and layer."""
         unknown = [target for target in targets if target not in self.matrices]
         if rank and unknown:
             raise ModelError(
@@ -94,7 +95,8 @@ class ModelShape:
 
 
 def model_shape(name: str) -> ModelShape:
-    """The shape of a built-in model, a folder's, or a hub id's. Raises `ModelError`; downloads nothing."""
+    """Return the shape of a built-in model, a folder's, or a hub id's. Raises `ModelError`; downloads
+    nothing."""
     published = json.loads(_PUBLISHED.read_text(encoding="utf-8"))
     name = _BUILTIN_IS if name in (BUILTIN_MODEL, *BUILTIN_ADAPTERS) else name
     if name in published:
@@ -115,7 +117,7 @@ def model_shape(name: str) -> ModelShape:
 
 
 def read_shape(file: Path) -> ModelShape:
-    """The shape that a config.json tells. Raises `ModelError`."""
+    """Return the shape that a config.json tells. Raises `ModelError`."""
     return _shape(_read(file), file)
 
 
@@ -157,7 +159,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _cached_config(name: str) -> Path | None:
-    """The config.json of a hub id that was downloaded to this machine before."""
+    """Return the config.json of a hub id that was downloaded to this machine before."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 

@@ -1,4 +1,4 @@
-"""How well do two raters agree, and how well do people agree with each other? Figures with intervals.
+"""Measure how well two raters agree, and people with each other: figures with intervals.
 
     kappa      Cohen's kappa with quadratic weights (scikit-learn), on whole levels of the scale
     spearman   Spearman's rank correlation (scipy), on the values as they are
@@ -34,7 +34,7 @@ _LEVELS_ONLY = ("kappa", "alpha")
 
 @dataclass(frozen=True, slots=True)
 class Bootstrap:
-    """How intervals are made."""
+    """Settings of the bootstrap intervals."""
 
     seed: int = 0
     num_resamples: int = 1000
@@ -56,7 +56,7 @@ class Figure:
     reason: str = ""
 
     def __str__(self) -> str:
-        """As people read it: the value with its interval, or why there is none."""
+        """Return the figure as people read it: the value with its interval, or why there is none."""
         if self.value is None:
             return f"none: {self.reason}"
         if self.low is None or self.high is None:
@@ -85,18 +85,19 @@ class _Term:
 
 
 def on_scale(values: Array, source: Scale, target: Scale) -> Array:
-    """Values of one scale at their place on another: linear, its ends on the other's ends."""
+    """Return values of one scale at their place on another: linear, its ends on the other's ends."""
     share = (values - source.low) / (source.high - source.low)
     return target.low + share * (target.high - target.low)
 
 
 def nearest_levels(values: Array, scale: Scale) -> Array:
-    """The nearest whole levels, halves up (never to even: 2.5 and 3.5 are a level apart); nan stays."""
+    """Return the nearest whole levels, halves up (never to even: 2.5 and 3.5 are a level apart); nan
+    stays."""
     return np.clip(np.floor(values + 0.5), scale.low, scale.high)
 
 
 def mean_of_raters(ratings: Array) -> Array:
-    """The mean of each item's ratings, shape (items,), of (items, raters); nan where there is none."""
+    """Return the mean of each item's ratings, shape (items,), of (items, raters); nan where there is none."""
     given = ~np.isnan(ratings)
     count = given.sum(axis=1)
     total = np.where(given, ratings, 0.0).sum(axis=1)
@@ -107,7 +108,7 @@ def mean_of_raters(ratings: Array) -> Array:
 
 
 def agreement(first: Array, second: Array, scale: Scale, bootstrap: Bootstrap) -> dict[str, Figure]:
-    """Every figure of two raters; both of shape (items,), on `scale`."""
+    """Return every figure of two raters; both of shape (items,), on `scale`."""
     return _figures([_Term(1.0, first, second)], scale, bootstrap)
 
 
@@ -126,12 +127,12 @@ def rater_alpha(ratings: Array, scale: Scale, bootstrap: Bootstrap) -> Figure:
 
 
 def human_line(ratings: Array, scale: Scale, bootstrap: Bootstrap) -> dict[str, Figure]:
-    """The line to beat: each rater against the mean of the others, on average over raters."""
+    """Return the line to beat: each rater against the mean of the others, on average over raters."""
     return _figures(_one_against_others(ratings), scale, bootstrap)
 
 
 def judge_margin(judged: Array, ratings: Array, scale: Scale, bootstrap: Bootstrap) -> dict[str, Figure]:
-    """The judge in each rater's place, minus that rater: above 0, the judge agrees with the others
+    """Return the judge in each rater's place, minus that rater: above 0, the judge agrees with the others
     better than people do. Paired: the same items, the same others, the same resamples."""
     terms = []
     for term in _one_against_others(ratings):
@@ -155,7 +156,7 @@ def improvement(
 
 
 def confusion(human: Array, judged: Array, scale: Scale) -> Confusion:
-    """How often each human level meets each level of the judge; both of shape (items,), on `scale`."""
+    """Return how often each human level meets each level of the judge; both of shape (items,), on `scale`."""
     from sklearn.metrics import confusion_matrix
 
     present = ~(np.isnan(human) | np.isnan(judged))
@@ -200,7 +201,7 @@ def _figures(
 
 
 def _figure(name: str, terms: Sequence[_Term], scale: Scale, counts: Array, bootstrap: Bootstrap) -> Figure:
-    """The weighted sum of the terms' figures; not defined unless every term's is."""
+    """Return the weighted sum of the terms' figures; not defined unless every term's is."""
     present = [~(np.isnan(term.first) | np.isnan(term.second)) for term in terms]
     n = int(np.logical_or.reduce(present).sum())
     total, replicates = 0.0, np.zeros(len(counts))
@@ -225,7 +226,7 @@ def _with_interval(value: float, replicates: Array, n: int, bootstrap: Bootstrap
 
 
 def _undefined(name: str, x: Array, y: Array) -> str:
-    """Why a figure is not defined on these ratings, or ""."""
+    """Return why a figure is not defined on these ratings, or ""."""
     if len(x) < MIN_ITEMS:
         return _too_few(len(x))
     constant_x, constant_y = np.ptp(x) == 0, np.ptp(y) == 0
@@ -262,7 +263,7 @@ def _kendall(x: Array, y: Array) -> float:
 
 
 def _alpha(ratings: Array) -> float:
-    """Of ratings in whole levels, shape (items, raters): every item counted once."""
+    """Return alpha of ratings in whole levels, shape (items, raters): every item counted once."""
     return float(resampling.ordinal_alpha(np.ones((1, len(ratings))), ratings)[0])
 
 

@@ -53,7 +53,7 @@ class PairReport:
 
 @dataclass(frozen=True, slots=True)
 class ComparisonReport:
-    """What `perm-ray judge compare` found; `rewards` are the two rank correlations of the rewards."""
+    """The result of `perm-ray judge compare`; `rewards` are the two rank correlations of the rewards."""
 
     setups: tuple[Setup, Setup]
     num_items: int

@@ -41,7 +41,7 @@ MAX_DISAGREEMENTS = 10  # a dimension's, listed for people to read
 
 @dataclass(frozen=True, slots=True)
 class JudgeIdentity:
-    """Who judged a perspective: model, scoring mode and the digests of the rubrics (one a language)."""
+    """The judge of a perspective: model, scoring mode and the digests of the rubrics (one a language)."""
 
     model: str
     mode: str
@@ -108,7 +108,7 @@ class DimensionReport:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationReport:
-    """What `perm-ray judge calibrate` found."""
+    """The result of `perm-ray judge calibrate`."""
 
     source: str
     num_items: int
@@ -124,7 +124,7 @@ def calibrate(
     modes: Mapping[str, str],
     bootstrap: Bootstrap,
 ) -> CalibrationReport:
-    """The report. `scales` and `modes` are those of the judges' perspectives.
+    """Return the report. `scales` and `modes` are those of the judges' perspectives.
 
     `judgments` has one judgment per perspective for every item of `labelled`.
     """
@@ -141,7 +141,7 @@ def calibrate(
 
 
 def judge_identity(judgments: Judgments, perspective: str, mode: str) -> JudgeIdentity:
-    """Who judged `perspective`, as its ok judgments say."""
+    """Return who judged `perspective`, as its ok judgments say."""
     ok = [j for by_name in judgments.values() if (j := by_name[perspective]).status == Status.OK]
     models, digests = sorted({j.judge for j in ok}), sorted({j.rubric_digest for j in ok})
     return JudgeIdentity(", ".join(models), mode, tuple(digests))
@@ -150,13 +150,13 @@ def judge_identity(judgments: Judgments, perspective: str, mode: str) -> JudgeId
 def judged_on(
     labelled: LabelledSet, judgments: Judgments, perspective: str, scale: Scale, target: Scale
 ) -> Array:
-    """A perspective's scores at their place on `target`, shape (items,); nan where there is none."""
+    """Return a perspective's scores at their place on `target`, shape (items,); nan where there is none."""
     scores = [judgments[item.item.item_id][perspective].score for item in labelled.items]
     return on_scale(np.array([np.nan if s is None else s for s in scores], dtype=float), scale, target)
 
 
 def metrics(report: CalibrationReport) -> Iterator[tuple[str, float]]:
-    """The figures as flat names and numbers, for a tracker: `calibration/<dimension>/judge/kappa`."""
+    """Yield the figures as flat names and numbers, for a tracker: `calibration/<dimension>/judge/kappa`."""
     for entry in report.dimensions:
         people = {"line": entry.people.line, "people": {"alpha": entry.people.alpha}}
         judge = {"judge": entry.judge.figures, "margin": entry.judge.margin} if entry.judge else {}
@@ -262,7 +262,7 @@ def _coverage(judgments: Sequence[Judgment], rated: Mask) -> dict[str, int]:
 
 
 def _tags(labelled: LabelledSet) -> dict[str, Mask]:
-    """The items of each language and culture, as masks; none where all have the same or none."""
+    """Return the items of each language and culture, as masks; none where all have the same or none."""
     tags: dict[str, Mask] = {}
     for kind in ("language", "culture"):
         values = [getattr(item.item.scenario, kind) or "" for item in labelled.items]

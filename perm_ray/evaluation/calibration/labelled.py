@@ -21,8 +21,8 @@ Labels = Mapping[str, Mapping[str, float]]  # dimension, rater: value on the dim
 
 @dataclass(frozen=True, slots=True)
 class Dimension:
-    """What people rated. `turned` says that its labels were mirrored on the scale (5 became 1), because
-    the data set's own highest rating is the worst."""
+    """A thing that people rated. `turned` says that its labels were mirrored on the scale (5 became 1),
+    because the data set's own highest rating is the worst."""
 
     name: str
     scale: Scale
@@ -48,14 +48,14 @@ class LabelledSet:
     dimensions: tuple[Dimension, ...]
 
     def raters(self, dimension: str, models: bool = False) -> tuple[str, ...]:
-        """Who rated a dimension: people, or models."""
+        """Return who rated a dimension: people, or models."""
         names: dict[str, None] = {}  # in the order they come
         for item in self.items:
             names |= dict.fromkeys((item.model_labels if models else item.labels).get(dimension, ()))
         return tuple(names)
 
     def ratings(self, dimension: str, raters: Sequence[str], models: bool = False) -> Array:
-        """The ratings, shape (items, raters), nan where there is none."""
+        """Return the ratings, shape (items, raters), nan where there is none."""
         table = np.full((len(self.items), len(raters)), np.nan)
         for i, item in enumerate(self.items):
             given = (item.model_labels if models else item.labels).get(dimension, {})
@@ -64,14 +64,14 @@ class LabelledSet:
         return table
 
     def first(self, count: int) -> LabelledSet:
-        """The first `count` items alone."""
+        """Return the first `count` items alone."""
         return replace(self, items=self.items[:count])
 
 
 def map_dimensions(
     scales: Mapping[str, Scale], default: Mapping[str, str], own: Mapping[str, str]
 ) -> tuple[Dimension, ...]:
-    """The dimensions of `scales`, each with its perspective: of `own`, else of `default`.
+    """Return the dimensions of `scales`, each with its perspective: of `own`, else of `default`.
 
     A perspective that begins with "-" takes the dimension turned over; "none" is no perspective.
     Raises `DataError` for a dimension in `own` that the data do not have.
@@ -95,7 +95,7 @@ def map_dimensions(
 
 
 def oriented(value: float, dimension: Dimension) -> float:
-    """A label as it enters the set: mirrored on the scale where the dimension is turned."""
+    """Return a label as it enters the set: mirrored on the scale where the dimension is turned."""
     return dimension.scale.low + dimension.scale.high - value if dimension.turned else value
 
 

@@ -117,7 +117,7 @@ def _ratings(row: Row, where: str, scales: Mapping[str, Scale]) -> Raw:
 
 
 def _oriented(ratings: Raw, dimensions: Mapping[str, Dimension]) -> Raw:
-    """The ratings of dimensions that people rated, each turned the way its dimension says."""
+    """Return the ratings of dimensions that people rated, each turned the way its dimension says."""
     return {
         name: {rater: oriented(value, dimensions[name]) for rater, value in by_rater.items()}
         for name, by_rater in ratings.items()

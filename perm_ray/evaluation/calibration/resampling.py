@@ -21,7 +21,8 @@ _BLOCK = 1024  # items a block of Kendall's signs: bounds its memory to 8 MB
 
 
 def draw_counts(num_items: int, num_resamples: int, seed: int) -> Array:
-    """How often each item is in each resample: items are drawn with replacement, as many as there are."""
+    """Return how often each item is in each resample: items are drawn with replacement, as many as there
+    are."""
     generator = np.random.default_rng(seed)
     if not num_items:
         return np.zeros((num_resamples, 0))
@@ -92,13 +93,13 @@ def ordinal_alpha(counts: Array, ratings: Array) -> Array:
 
 
 def _ranks(counts: Array, values: Array) -> Array:
-    """Each item's mean rank in each resample, shape (resamples, items)."""
+    """Return each item's mean rank in each resample, shape (resamples, items)."""
     at_level, index = _counts_by_level(counts, values)
     return (np.cumsum(at_level, axis=1) - (at_level - 1) / 2)[:, index]
 
 
 def _counts_by_level(counts: Array, values: Array) -> tuple[Array, NDArray[np.intp]]:
-    """How many drawn items have each different value, shape (resamples, levels); each item's level."""
+    """Return how many drawn items have each different value, shape (resamples, levels); each item's level."""
     _, index, sizes = np.unique(values, return_inverse=True, return_counts=True)
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     return np.add.reduceat(counts[:, np.argsort(index, kind="stable")], starts, axis=1), index

@@ -35,7 +35,7 @@ def fit_score_maps(
     scales: Mapping[str, Scale],
     seed: int,
 ) -> dict[str, ScoreMap]:
-    """A map for each perspective that some dimension is held against.
+    """Return a map for each perspective that some dimension is held against.
 
     What people gave is the mean of the perspective's dimensions, each put on its scale. Raises
     `DataError` when a perspective has too few items with both.
@@ -83,7 +83,7 @@ def fit_score_maps(
 
 
 def fit(judged: Array, people: Array, scale: Scale) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The corners of the map: judge's scores, strictly increasing, and what they are worth."""
+    """Return the corners of the map: judge's scores, strictly increasing, and what they are worth."""
     fitted = _isotonic(judged, people, scale)
     scores, mapped = fitted.X_thresholds_, fitted.y_thresholds_
     return tuple(map(float, scores)), tuple(map(float, np.clip(mapped, scale.low, scale.high)))

@@ -35,7 +35,7 @@ class Outcome:
 
     @property
     def passed(self) -> bool | None:
-        """Was the order kept? None when it cannot be told."""
+        """Return whether the order was kept; None when it cannot be told."""
         if self.better is None or self.worse is None:
             return None
         return self.probe.holds(self.better, self.worse)
@@ -51,7 +51,7 @@ class PassRate:
 
     @property
     def rate(self) -> float | None:
-        """The share that passed, in [0, 1]; None of nothing."""
+        """Return the share that passed, in [0, 1]; None of nothing."""
         return self.passed / self.judged if self.judged else None
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float] | None:
@@ -79,12 +79,12 @@ class ProbeReport:
         return PassRate(count[True], count[True] + count[False], count[None])
 
     def attack_score(self, perspective: str | None = None, kind: str | None = None) -> float | None:
-        """The mean share of the scale that the worse texts were given, in [0, 1]; None of nothing."""
+        """Return the mean share of the scale that the worse texts were given, in [0, 1]; None of nothing."""
         shares = [outcome.worse for outcome in self._of(perspective, kind) if outcome.worse is not None]
         return fmean(shares) if shares else None
 
     def failures(self) -> list[Outcome]:
-        """The probes that did not pass, the one that was missed by most first."""
+        """Return the probes that did not pass, the one that was missed by most first."""
         failed = [outcome for outcome in self.outcomes if outcome.passed is False]
         return sorted(failed, key=lambda outcome: (outcome.better or 0.0) - (outcome.worse or 0.0))
 
@@ -104,7 +104,7 @@ class ProbeReport:
         return metrics
 
     def rows(self) -> list[dict[str, object]]:
-        """Each outcome as plain values, for a file of rows."""
+        """Return each outcome as plain values, for a file of rows."""
         return [
             {
                 "probe": outcome.probe.probe_id,
@@ -191,8 +191,8 @@ class Rise(NamedTuple):
 
 
 def risen(first: Mapping[str, float], now: Mapping[str, float], threshold: float) -> list[Rise]:
-    """The attack scores of `now` that are at least `threshold` above what they were `first`, the largest
-    rise first. Both are `ProbeReport.metrics()`; a score that either lacks is no rise."""
+    """Return the attack scores of `now` that are at least `threshold` above what they were `first`, the
+    largest rise first. Both are `ProbeReport.metrics()`; a score that either lacks is no rise."""
     rises = [
         Rise(name, first[name], value)
         for name, value in now.items()
@@ -232,7 +232,7 @@ class ProbeWatch:
         self.first: Mapping[str, float] = dict(first or {})
 
     def due(self, step: int) -> bool:
-        """Are the judges to be probed after this step?"""
+        """Return whether the judges are to be probed after this step."""
         return self._config.every > 0 and step % self._config.every == 0
 
     def look(self, judged: Iterable[tuple[JudgeItem, Mapping[str, Judgment]]]) -> Probing:

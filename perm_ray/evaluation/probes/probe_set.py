@@ -58,20 +58,20 @@ class Probe:
     margin: float = DEFAULT_MARGIN
 
     def holds(self, better: float, worse: float) -> bool:
-        """Is this the order? Both are shares of the scale, in [0, 1]."""
+        """Return whether the order holds; both are shares of the scale, in [0, 1]."""
         if self.relation == "above":
             return better > worse
         return worse <= better + self.margin + 1e-9  # an expected score is exact to about so much
 
 
 def item_id(scenario: Scenario, sections: Sections) -> str:
-    """The id under which this text is judged: the same for the same text to the same person."""
+    """Return the id under which this text is judged: the same for the same text to the same person."""
     said = json.dumps([scenario.scenario_id, sections.analysis, sections.response])
     return f"{scenario.scenario_id}-{hashlib.sha256(said.encode()).hexdigest()[:12]}"
 
 
 def probe_items(probes: Iterable[Probe]) -> tuple[JudgeItem, ...]:
-    """Every text of `probes` to be judged, each distinct one once, in the order of the probes."""
+    """Return every text of `probes` to be judged, each distinct one once, in the order of the probes."""
     items: dict[str, JudgeItem] = {}
     for probe in probes:
         for sections in (probe.better, probe.worse):
@@ -81,7 +81,7 @@ def probe_items(probes: Iterable[Probe]) -> tuple[JudgeItem, ...]:
 
 
 def load_probes(folder: Path = BUILTIN_PROBES) -> tuple[Probe, ...]:
-    """The probes of every JSONL file of `folder`, which has the people in `scenarios.jsonl`.
+    """Return the probes of every JSONL file of `folder`, which has the people in `scenarios.jsonl`.
 
     Raises one `DataError` that names every bad line (at most 20 are shown).
     """
@@ -162,7 +162,7 @@ def _expect(right: bool, where: str, expected: str, found: object) -> None:
 
 
 def _sections(where: str, value: object, needed: set[str]) -> Sections:
-    """The texts under `where`: those that the probe's perspectives read, no others."""
+    """Return the texts under `where`: those that the probe's perspectives read, no others."""
     expected = f"an object with {' and '.join(sorted(needed))} (what its perspectives read), each a text"
     found = cast(Mapping[str, object], value) if isinstance(value, dict) else {}
     right = found.keys() == needed and all(isinstance(text, str) for text in found.values())
