@@ -142,6 +142,15 @@ def _evaluate(parser: ArgumentParser) -> None:
     add("--mlflow", action="store_true", help="log the figures to tracking.mlflow_uri")
 
 
+def _serve(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", help="built-in name, folder, hub id or run directory", metavar="MODEL_OR_RUN")
+    add("--before", action="store_true", help="of a run: the policy that its training began with")
+    add("--port", type=int, default=8000, help="on this machine (default: 8000; 0: any)", metavar="N")
+    add("--name", default=None, help="the model's name at the endpoint (default: as it is given)")
+    _config(parser, "the run's own, or configs/local.yaml", None)
+
+
 def _submit(parser: ArgumentParser) -> None:
     add = parser.add_argument
     _address(parser)
@@ -226,6 +235,7 @@ VERBS = {
     "evaluate perm": Verb(
         "evaluate.run", "compare models on the same scenarios, from four perspectives", _evaluate
     ),
+    "serve": Verb("serve.run", "serve a model by vLLM's OpenAI-compatible server, on this machine", _serve),
     "submit": Verb("submit.run", "run perm-ray train as a job of a Ray cluster", _submit),
     "status": Verb("jobs.status", "list the runs of a Ray cluster, or show one of them", _status),
     "logs": Verb("jobs.logs", "print the output of a run in a Ray cluster", _logs),

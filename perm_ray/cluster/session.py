@@ -32,8 +32,11 @@ def authenticate(address: str | None) -> None:
             os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
         # Ray takes the machine's outward address, even when told otherwise, unless there can be no other.
         os.environ.update(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", GLOO_SOCKET_IFNAME="lo")
-    if "ray" in sys.modules:  # it has read the mode when it was imported, and does so again
-        sys.modules["ray"]._raylet.Config.initialize("")
+    if "ray" in sys.modules:  # it has read both when it was imported: the mode it reads again, the other not
+        import ray._private.ray_constants
+
+        ray._raylet.Config.initialize("")
+        ray._private.ray_constants.ENABLE_RAY_CLUSTER = address is not None
 
 
 @contextmanager

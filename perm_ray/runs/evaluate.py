@@ -116,7 +116,7 @@ def plan_evaluation(config: Config, models: Sequence[str], limit: int | None) ->
     score_maps = score_maps_for(config, perspectives, [scenario.language for scenario in scenarios])
     judges = resolve_judges(config)
     check_judge_prompts(config, perspectives, judges, scenarios, config.rollout.max_completion_tokens)
-    candidates = [_candidate(config, *pair, scenarios) for name in models for pair in _named(name)]
+    candidates = [_candidate(config, *pair, scenarios) for name in models for pair in named_models(name)]
     return EvaluationPlan(config, candidates, scenarios, perspectives, score_maps, judges)
 
 
@@ -152,13 +152,12 @@ def evaluate(
     return {candidate.name: read_answers(candidate.file(answers)) for candidate in plan.candidates}
 
 
-def read_answers(file: Path) -> list[Answer]:
-    """Return the judged answers of a JSONL file of rollouts, such as `samples/heldout_000000.jsonl`."""
-    return [_answer_of(row) for row in read_lines(file, parse_row).rows]
+def named_models(name: str) -> list[tuple[str, Path]]:
+    """Return the models behind a name, each with what it is called: two of a run directory, before and after.
 
-
-def _named(name: str) -> list[tuple[str, Path]]:
-    """Return the models behind a name, each with what it is called."""
+    Raises:
+        UserError: There is no such model, or the run has none yet.
+    """
     directory = Path(name).expanduser()
     if not (directory / "metrics.jsonl").is_file():
         return [(name, resolve_model(name))]
@@ -171,6 +170,11 @@ def _named(name: str) -> list[tuple[str, Path]]:
     before = load_config(directory / "config.yaml").policy.model
     run = directory.resolve().name
     return [(f"{run}, before", resolve_model(before)), (f"{run}, after", resolve_model(str(exported[0])))]
+
+
+def read_answers(file: Path) -> list[Answer]:
+    """Return the judged answers of a JSONL file of rollouts, such as `samples/heldout_000000.jsonl`."""
+    return [_answer_of(row) for row in read_lines(file, parse_row).rows]
 
 
 def _candidate(config: Config, name: str, folder: Path, scenarios: Sequence[Scenario]) -> Candidate:

@@ -16,12 +16,27 @@ ROOT = Path(__file__).parents[2]
 # Ray is imported first, before anybody has set its authentication, and the program is not in the main thread:
 # neither may matter.
 PROGRAM = """
+import ipaddress
 import sys
 import threading
 
+import psutil
 import ray
 
 import perm_ray
+
+
+def listening():
+    # Addresses other than loopback that this process or a child of it takes connections at.
+    found = []
+    me = psutil.Process()
+    for process in (me, *me.children(recursive=True)):
+        for connection in process.net_connections(kind="tcp"):
+            address = ipaddress.ip_address(connection.laddr.ip)
+            address = getattr(address, "ipv4_mapped", None) or address
+            if connection.status == psutil.CONN_LISTEN and not address.is_loopback:
+                found.append((process.name(), str(address)))
+    return found
 
 
 class Longer:
@@ -38,6 +53,7 @@ def program():
     with perm_ray.Judges(config) as judges:
         verdict = judges.score(persona="Ana, 41, a nurse", scenario="She was passed over.",
                                query="I should be happy for Rui.", response="You can be both.")
+        print("beyond loopback", listening())
     print("score", verdict.reward.value, verdict["expression"].score, verdict["resonation"].status)
     asked = []
 
@@ -69,6 +85,7 @@ def test_judges_and_training_from_python(tiny_model: Path, tmp_path: Path) -> No
         env=environment(),
     )
     lines = [line.split() for line in done.stdout.splitlines()]
+    assert "beyond loopback []" in done.stdout.splitlines(), done.stdout
     (scored,) = [line for line in lines if line[:1] == ["score"]]
     assert float(scored[1]) <= 1.0, done.stderr
     assert 1.0 <= float(scored[2]) <= 5.0
