@@ -1,13 +1,15 @@
-"""The graded answers keep to their rules, and the demonstrations are the best of them."""
+"""The graded answers and the demonstrations keep to their rules."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import pytest
 
-from perm_ray.data.graded import DEMOS, GRADED, SEVERAL_TURNS, examples_file, read_demonstrations
+from perm_ray.data.graded import DEMOS, GRADED, examples_file, read_demonstrations
 from perm_ray.data.items import read_examples
+from perm_ray.data.scenarios import load_scenarios
 from perm_ray.errors import DataError
 from tests.support import graded_set as rules
 
@@ -79,14 +81,16 @@ def test_words_to_the_judge_earn_nothing() -> None:
         assert rules.grade(row, "bystander") < rules.grade(plain, "bystander")
 
 
-def test_demonstrations_are_the_best_answers() -> None:
+def test_demonstrations_have_both_sections_and_share_no_sentence() -> None:
     demos = read_demonstrations(DEMOS)
-    by_id = {row["id"]: row for row in ROWS}
-    assert len(demos.items) >= 150
-    for item in demos.items:
-        assert SEVERAL_TURNS not in by_id[item.item_id]["tags"]
-        assert rules.grade(by_id[item.item_id], "expression") >= 4
-        assert item.sections.valid
+    assert len(demos.items) >= 200
+    assert all(item.sections.valid for item in demos.items)
+    texts = [text for i in demos.items for text in (i.sections.analysis or "", i.sections.response or "")]
+    sentences = [s.strip() for text in texts for s in re.split(r"(?<=[.!?]) ", text)]
+    twice = [s for s, count in Counter(sentences).items() if count > 1 and len(s.split()) > 4]
+    assert twice == []
+    heldout = {scenario.query for scenario in load_scenarios("builtin:heldout")}
+    assert not heldout & {item.scenario.query for item in demos.items}
 
 
 def test_an_unknown_set_is_refused() -> None:
