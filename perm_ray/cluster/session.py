@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from perm_ray.cluster.placement import Demand, Places, reserve, total
 from perm_ray.config.schema import RayConfig
@@ -33,10 +34,9 @@ def authenticate(address: str | None) -> None:
         # Ray takes the machine's outward address, even when told otherwise, unless there can be no other.
         os.environ.update(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", GLOO_SOCKET_IFNAME="lo")
     if "ray" in sys.modules:  # it has read both when it was imported: the mode it reads again, the other not
-        import ray._private.ray_constants
-
-        ray._raylet.Config.initialize("")
-        ray._private.ray_constants.ENABLE_RAY_CLUSTER = address is not None
+        sys.modules["ray"]._raylet.Config.initialize("")
+        constants: Any = sys.modules["ray._private.ray_constants"]
+        constants.ENABLE_RAY_CLUSTER = address is not None
 
 
 @contextmanager

@@ -1,8 +1,8 @@
-"""Find the examples that ship with the package: `builtin:graded` to train judges, `builtin:demos` for policies.
+"""Find the examples that ship with the package: `builtin:graded` for judges, `builtin:demos` for policies.
 
-Rows of the first are those of `perm-ray judge calibrate` (persona, scenario, query, analysis, response, labels),
-with the kind of answer and one sentence of reason; rows of the second have no labels. `sets/GRADED.md` and
-`sets/DEMOS.md` are the data cards.
+Rows of the first are those of `perm-ray judge calibrate` (persona, scenario, query, analysis, response and
+labels), with the kind of answer and one sentence of reason; rows of the second have no labels.
+`sets/GRADED.md` and `sets/DEMOS.md` are the data cards.
 """
 
 from __future__ import annotations

@@ -22,7 +22,10 @@ def licence_of(name: str) -> str:
     classified = [
         c.rpartition(" :: ")[2] for c in about.get_all("Classifier") or [] if c.startswith("License")
     ]
-    texts = [about.get("License-Expression") or "", *classified, (about.get("License") or "").split("\n")[0]]
+    named = [
+        "".join(about.get_all(field) or []).split("\n")[0] for field in ("License-Expression", "License")
+    ]
+    texts = [*classified, *named]
     return "; ".join(filter(None, texts))[:200]
 
 
