@@ -180,11 +180,15 @@ class Config:
             seen = isinstance(model, EngineModel) or model.logprobs or mode != "expected"
             expected = "reasoned or sampled with an endpoint that gives no logprobs"
             require(seen, f"{key}.scoring.mode", expected, mode)
-
         grader = self.evaluation.judge_model
         known = ", ".join(sorted(self.models)) or "none"
         is_known = grader is None or grader in self.models
         require(is_known, "evaluation.judge_model", f"null or one of models ({known})", grader)
+        model = self.models.get(grader or "")
+        asked = {pool.scoring.mode for pool in self.judges.pools.values()}
+        blind = isinstance(model, EndpointModel) and not model.logprobs and "expected" in asked
+        expected = "a model that gives log-probabilities, for the pools whose scoring.mode is expected"
+        require(not blind, "evaluation.judge_model", expected, grader)
 
     def _check_gpus(self) -> None:
         """Refuse a GPU's fraction unless shared on purpose, and a trainer on other devices than sampling."""

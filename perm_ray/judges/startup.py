@@ -60,7 +60,7 @@ def check_judge_prompts(
     longest = max(scenarios, key=lambda s: len(s.persona + s.situation + s.query))
     engines = config.judge_engines
     renderers = {name: ChatRenderer(path, engines[name].enable_thinking) for name, path in folders.items()}
-    for name, pool in config.judges.pools.items():
+    for name, pool in (*config.judges.pools.items(), *config.grading_pools.items()):
         engine = config.judge_engines.get(pool.model)
         if engine is None:
             continue  # an endpoint: how long its context is, it says itself

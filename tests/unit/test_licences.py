@@ -22,9 +22,8 @@ def licence_of(name: str) -> str:
     classified = [
         c.rpartition(" :: ")[2] for c in about.get_all("Classifier") or [] if c.startswith("License")
     ]
-    named = [
-        "".join(about.get_all(field) or []).split("\n")[0] for field in ("License-Expression", "License")
-    ]
+    fields = ("License-Expression", "License")
+    named = ["".join(about.get_all(field) or []).split("\n")[0] for field in fields]
     texts = [*classified, *named]
     return "; ".join(filter(None, texts))[:200]
 

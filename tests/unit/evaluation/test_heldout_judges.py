@@ -54,3 +54,11 @@ def test_the_grading_model_is_started_for_the_evaluation_alone() -> None:
     assert list(load_config(values, ["evaluation.num_scenarios=0"]).judge_engines) == ["judge"]
     with pytest.raises(ConfigError, match=r"evaluation\.judge_model must be null or one of models \(judge\)"):
         load_config({"evaluation": {"judge_model": "second"}})
+
+
+def test_a_grader_without_log_probabilities_cannot_grade_expectations() -> None:
+    far = {"base_url": "http://127.0.0.1:1/v1", "model": "x"}
+    pools = {"expression": {"scoring": {"mode": "expected"}}}
+    values = {"models": {"far": far}, "judges": {"pools": pools}, "evaluation": {"judge_model": "far"}}
+    with pytest.raises(ConfigError, match=r"evaluation\.judge_model must be a model that gives log-prob"):
+        load_config(values)
