@@ -52,7 +52,7 @@ MISTAKES = {
     "a perspective nobody knows, as an override": Mistake(
         ("judges.pools.resonance.retries=2",), ("did you mean judges.pools.resonation",)
     ),
-    "fewer cores than the run takes": Mistake(("ray.num_cpus=1",), ("ray.num_cpus must be at least 5",)),
+    "fewer cores than the run takes": Mistake(("ray.num_cpus=1",), ("ray.num_cpus must be at least 4",)),
     "a missing data file": Mistake(("data.train=no.jsonl",), ("no data file no.jsonl", "builtin:train")),
     "an empty data set": Mistake(("data.train=empty.jsonl",), ("empty.jsonl has no scenarios",)),
     "more prompts a step than scenarios": Mistake(
@@ -295,11 +295,10 @@ def test_a_dry_run_prints_configuration_arithmetic_and_resources(tmp_path: Path)
     assert rows == [
         ["rollout", "engine", "1", "1", "0", policy],
         ["judge", "engine", "judge", "1", "1", "0", "builtin:judge"],
-        ["judge", "engine", "second", "1", "1", "0", "builtin:second-judge"],
         *(
             ["judge", name, "1", "0", "0", "asks", "judge"]
             for name in ("resonation", "expression", "reception", "bystander")
         ),
         ["trainer", "rank", "1", "2", "0", policy],
-        ["together", "8", "5", "0"],
+        ["together", "7", "4", "0"],
     ]

@@ -103,7 +103,7 @@ def test_a_hub_id_that_cannot_be_fetched_is_refused(name: str) -> None:
 def test_a_built_in_model_nobody_knows_is_refused_with_those_there_are() -> None:
     with pytest.raises(
         ModelError,
-        match=r"'builtin:gpt9': there are .*, builtin:second-judge, builtin:supporter",
+        match=r"'builtin:gpt9': there are .*, builtin:judge, builtin:supporter",
     ):
         resolve_model("builtin:gpt9")
 
