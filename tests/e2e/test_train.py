@@ -101,7 +101,7 @@ def test_the_run_directory_holds_what_others_rely_on(builtin_run: tuple[Path, st
         assert reward["value"] == pytest.approx(reward["empathy"] + reward["bystander"] + reward["length"])
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["status"], summary["steps"]) == ("FINISHED", 2)
-    assert set(summary["evaluation"]) - {"warning"} == {*("before", "after", "difference", "training_judges")}
+    assert set(summary["evaluation"]) == {"before", "after", "difference", "note"}
     assert "reward/mean" in printed
     assert f"sqlite:///{run}/mlflow.db" in printed
     assert "\x1b" not in printed  # no escape codes when the output is not a terminal
