@@ -26,13 +26,12 @@ def tidy(ray_cluster: int) -> Iterator[int]:
             ray.util.remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(name))))
 
 
-def _own_place() -> str | None:
-    group = ray.util.get_current_placement_group()
-    return None if group is None else group.id.hex()
-
-
 @pytest.mark.usefixtures("tidy")
 def test_actors_go_where_their_place_is() -> None:
+    def own_place() -> str | None:  # inside, since a worker cannot import this module
+        group = ray.util.get_current_placement_group()
+        return None if group is None else group.id.hex()
+
     said: list[str] = []
     rows = [
         Demand("engine", 2, 1.0, 0.0),
@@ -40,7 +39,7 @@ def test_actors_go_where_their_place_is() -> None:
         Demand("asks", 1, 0.0, 0.0),
     ]
     places = reserve(RayConfig(address="auto"), rows, said.append)
-    as_task: Any = ray.remote(_own_place)
+    as_task: Any = ray.remote(own_place)
     inside = as_task.options(num_cpus=2, scheduling_strategy=places.of("rank", 1)[0]).remote()
     outside = as_task.options(num_cpus=1).remote()
     reserved = ray.util.placement_group_table()
