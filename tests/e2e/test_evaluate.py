@@ -35,7 +35,7 @@ def test_two_models_are_compared_and_the_answers_kept(tiny_model: Path, tmp_path
     assert first["num_answers"] == second["num_answers"] == 3
     assert first["differences"] == {}
     assert second["differences"]["tokens"]["pairs"] == 3
-    assert {"reward", "expression", "format", "distinct_2"} <= first["means"].keys()
+    assert {"reward", "resonation", "format", "distinct_2"} <= first["means"].keys()
     page = (out / "evaluation.html").read_text()
     assert str(other) in page
     assert "<script" not in page

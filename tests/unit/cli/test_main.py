@@ -288,7 +288,7 @@ def test_a_dry_run_prints_configuration_arithmetic_and_resources(tmp_path: Path)
         "4,608 tokens trained on at most, in micro-batches of 2,048 over 1 rank(s)",
         "1 update(s) of the policy",
         "20 steps x 4 prompts = 1.00 epochs of 80 scenarios",
-        "16 held-out completions judged before and after training",
+        "32 held-out completions judged before and after training",
     ]
     rows = [line.split() for line in resources.splitlines()[2:]]
     policy = "builtin:supporter"
