@@ -59,7 +59,7 @@ MISTAKES = {
         ("data.train=two.jsonl",), ("rollout.prompts_per_step", "number of scenarios in data.train, 2")
     ),
     "more held-out scenarios than there are": Mistake(
-        ("data.heldout=two.jsonl",), ("evaluation.num_scenarios must be at most 2", "two.jsonl, found 16")
+        ("data.heldout=two.jsonl",), ("evaluation.num_scenarios must be at most 2", "two.jsonl, found 32")
     ),
     "a missing rubric": Mistake(("judges.pools.bystander.rubric=no.md",), ("bystander.rubric", "no.md")),
     "a missing prompt template": Mistake(("prompt.template=no.md",), ("prompt.template", "no.md")),
