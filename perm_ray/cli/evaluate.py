@@ -20,7 +20,6 @@ from perm_ray.config import CONFIGS
 from perm_ray.config.load import load_config
 from perm_ray.config.schema import Config
 from perm_ray.errors import DataError
-from perm_ray.evaluation.bootstrap import Difference
 from perm_ray.evaluation.model_comparison import Answer, ModelFigures, compare_models
 from perm_ray.files import write_json_atomic, write_text_atomic
 from perm_ray.runs.evaluate import EvaluationPlan, evaluate, plan_evaluation
@@ -74,12 +73,10 @@ def cell(figures: ModelFigures, name: str) -> str:
     """Return a mean, with its paired difference from the first model where there is one."""
     if name not in figures.means:
         return "none"
-    text = f"{figures.means[name]:.3f}"
-    return f"{text} ({_interval(figures.differences[name])})" if name in figures.differences else text
-
-
-def _interval(difference: Difference) -> str:
-    return f"{difference.mean:+.3f}, {difference.low:+.3f} .. {difference.high:+.3f}"
+    text, difference = f"{figures.means[name]:.3f}", figures.differences.get(name)
+    if difference is None:
+        return text
+    return f"{text} ({difference.mean:+.3f}, {difference.low:+.3f} .. {difference.high:+.3f})"
 
 
 def _measures(figures: Sequence[ModelFigures]) -> list[str]:
@@ -99,15 +96,10 @@ def _answers(plan: EvaluationPlan, folder: Path, console: Console) -> Mapping[st
 
 def _log(config: Config, figures: Sequence[ModelFigures], folder: Path, console: Console) -> None:
     """Log the means as one MLflow run."""
-    named = [(f"{each.model}/{name}", value) for each in figures for name, value in each.means.items()]
+    means = {
+        metric_name(f"{each.model}/{name}"): value for each in figures for name, value in each.means.items()
+    }
     files = [folder / "evaluation.json", folder / "evaluation.html"]
     params = {"data": config.data.heldout, "models": ", ".join(each.model for each in figures)}
-    uri = log_report(
-        config.tracking,
-        f"evaluation-{folder.name}",
-        folder,
-        {metric_name(name): value for name, value in named},
-        params,
-        files,
-    )
+    uri = log_report(config.tracking, f"evaluation-{folder.name}", folder, means, params, files)
     console.print(f"MLflow: {uri}", markup=False, soft_wrap=True)

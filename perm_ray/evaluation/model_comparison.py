@@ -70,13 +70,13 @@ def compare_models(answers: Mapping[str, Sequence[Answer]], seed: int) -> list[M
         answers: By model. A scenario may have several answers, whose mean is compared.
         seed: Of the bootstrap.
     """
-    first: Mapping[str, Mapping[str, float]] | None = None
+    first: Mapping[str, Mapping[str, float]] = {}
     found = []
     for model, given in answers.items():
         by_scenario = _by_scenario(given)
         differences = {}
-        for name in by_scenario if first is not None else ():
-            before, after = (first or {}).get(name, {}), by_scenario[name]
+        for name, after in by_scenario.items():
+            before = first.get(name, {})
             shared = [scenario for scenario in before if scenario in after]
             if len(shared) >= 2:
                 values = [before[s] for s in shared], [after[s] for s in shared]

@@ -39,6 +39,7 @@ from perm_ray.models.resolve import check_context, resolve_model
 from perm_ray.rewards.reward import check_perspectives
 from perm_ray.rewards.score_map import ScoreMap, score_maps_for
 from perm_ray.rollout.pool import RolloutPool
+from perm_ray.runs.directory import RunDirectory
 from perm_ray.runs.signals import StopSignals
 from perm_ray.tracking.ambiguous import AmbiguityRule
 from perm_ray.tracking.samples import RolloutRow, parse_row, plain_row, read_lines, sample_rows
@@ -50,16 +51,17 @@ _EXPORTS = ("policy", "model")  # of `train` and of `finetune`, in a run directo
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that is evaluated: what it is called, its folder, and the scenarios as its tokeniser writes
-    them."""
+    """A model that is evaluated: what it is called, its folder and the digest of that, and the scenarios as
+    its tokeniser writes them."""
 
     name: str
     folder: Path
+    digest: str
     prompts: Sequence[Prompt]
 
     def file(self, answers: Path) -> Path:
         """Return where its judged answers are kept."""
-        return answers / f"{fingerprint(self.folder)[:16]}.jsonl"
+        return answers / f"{self.digest[:16]}.jsonl"
 
 
 @dataclass(frozen=True)
@@ -158,18 +160,24 @@ def named_models(name: str) -> list[tuple[str, Path]]:
     Raises:
         UserError: There is no such model, or the run has none yet.
     """
-    directory = Path(name).expanduser()
-    if not (directory / "metrics.jsonl").is_file():
+    run = run_of(name)
+    if run is None:
         return [(name, resolve_model(name))]
-    exported = [directory / each for each in _EXPORTS if (directory / each / "config.json").is_file()]
+    exported = [run.path / each for each in _EXPORTS if (run.path / each / "config.json").is_file()]
     if not exported:
         raise DataError(
             f"{name} is the directory of a run without a trained model (policy/ or model/): wait for its "
             "end, or resume it."
         )
-    before = load_config(directory / "config.yaml").policy.model
-    run = directory.resolve().name
-    return [(f"{run}, before", resolve_model(before)), (f"{run}, after", resolve_model(str(exported[0])))]
+    before, called = load_config(run.config_file).policy.model, run.path.resolve().name
+    after = str(exported[0])
+    return [(f"{called}, before", resolve_model(before)), (f"{called}, after", resolve_model(after))]
+
+
+def run_of(name: str) -> RunDirectory | None:
+    """Return the run directory that is named instead of a model; None where it is none."""
+    run = RunDirectory(Path(name).expanduser())
+    return run if run.metrics_file.is_file() else None
 
 
 def read_answers(file: Path) -> list[Answer]:
@@ -182,7 +190,7 @@ def _candidate(config: Config, name: str, folder: Path, scenarios: Sequence[Scen
     renderer, prompt = ChatRenderer(folder, config.prompt.enable_thinking), config.prompt
     template = load_template(prompt.template)
     prompts = build_prompts(scenarios, template, prompt.prefix, renderer, prompt.max_tokens)
-    return Candidate(name, folder, prompts)
+    return Candidate(name, folder, fingerprint(folder), prompts)
 
 
 def _check_setup(plan: EvaluationPlan, file: Path) -> None:
