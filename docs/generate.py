@@ -167,7 +167,10 @@ def _yaml_lines(value: Any, indent: str) -> Iterator[str]:
 def _field_lines(section: Any, indent: str) -> Iterator[str]:
     """Yield the lines of a section; comments of neighbouring values are aligned."""
     fields = children(type(section))
-    shown = {name: _shown(getattr(section, name)) for name in fields if _is_leaf(fields[name].annotation)}
+    leaves = [name for name in fields if _is_leaf(fields[name].annotation)]
+    # `auto` stands for something on each machine, which the value has and the page must not.
+    auto = {name for name in leaves if fields[name].default == "auto"}
+    shown = {name: _shown("auto" if name in auto else getattr(section, name)) for name in leaves}
     width = max(len(f"{name}: {text}") for name, text in shown.items() if len(text) < 40)
     for name, field in fields.items():
         if name not in shown:

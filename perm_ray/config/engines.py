@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -12,6 +14,7 @@ from perm_ray.config.redact import redact_text
 from perm_ray.config.section import Bool, Float, Int, Positive, require, section
 
 BUILTIN_MODEL = "builtin:smollm2-135m-instruct"
+DTYPE = "of the weights (auto: float32 on a CPU without AVX-512)"
 
 
 @section("engine")
@@ -22,7 +25,7 @@ class EngineConfig:
     num_cpus: Float = Field(default=1.0, ge=0, description="cores of each (on a CPU: one is best)")
     num_gpus: Float = Field(default=0.0, ge=0, description="GPUs of each; a fraction shares one")
     tensor_parallel_size: Int = Field(default=1, gt=0, description="GPUs that one engine spans")
-    dtype: Literal["bfloat16", "float16", "float32"] = Field(default="bfloat16", description="of the weights")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(default="auto", description=DTYPE)
     max_model_len: Int = Field(default=2048, gt=0, description="context length: prompt and completion")
     max_num_seqs: Int = Field(default=64, gt=0, description="batch size: sequences decoded together")
     kv_cache_gb: Float | None = Field(
@@ -39,6 +42,8 @@ class EngineConfig:
     @model_validator(mode="after")
     def _check(self) -> Self:
         custom_resources(self.resources)
+        if self.dtype == "auto":
+            object.__setattr__(self, "dtype", fast_dtype(self.num_gpus))
         parallel, expected = self.tensor_parallel_size, "1 for an engine without GPUs"
         require(self.num_gpus > 0 or parallel == 1, "tensor_parallel_size", expected, parallel)
         return self
@@ -89,6 +94,24 @@ class EndpointModel:
     def longest_call_s(self) -> float:
         """Return the most that one answer may take, in seconds: its time in the queue and every retry."""
         return self.queue_timeout_s + self.timeout_s * (self.max_retries + 1)
+
+
+def fast_dtype(num_gpus: float) -> Literal["bfloat16", "float32"]:
+    """Return the data type that `auto` stands for, on this machine.
+
+    Without AVX-512 an x86 CPU has no fast bfloat16: sampling and training then take five to seven times as
+    long as in float32 (docs/explanation/measured.md).
+    """
+    return "float32" if num_gpus == 0 and _without_avx512() else "bfloat16"
+
+
+@functools.cache
+def _without_avx512() -> bool:
+    try:
+        words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:
+        return False
+    return "avx2" in words and "avx512f" not in words
 
 
 def custom_resources(resources: Mapping[str, float]) -> None:

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from perm_ray.config.engines import custom_resources
+from perm_ray.config.engines import DTYPE, custom_resources, fast_dtype
 from perm_ray.config.section import Bool, Float, Int, Positive, require, section
 
 
@@ -170,7 +170,7 @@ class TrainerConfig:
     resources: dict[str, Positive] = Field(
         default_factory=dict, description="custom Ray resources that each rank takes, e.g. {trainer: 1}"
     )
-    dtype: Literal["bfloat16", "float32"] = Field(default="bfloat16", description="of the weights")
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(default="auto", description=DTYPE)
     zero_stage: Literal[0, 1, 2, 3] = Field(default=2, description="ZeRO stage; 0 with float32 only")
     offload_optimizer: Bool = Field(
         default=False, description="offload the optimizer's state to host memory; GPUs only"
@@ -212,6 +212,9 @@ class TrainerConfig:
     @model_validator(mode="after")
     def _check(self) -> Self:
         custom_resources(self.resources)
+        if self.dtype == "auto":
+            dtype = "float32" if self.zero_stage == 0 else fast_dtype(self.num_gpus)
+            object.__setattr__(self, "dtype", dtype)
         for name in ("offload_optimizer", "offload_reference"):
             value = getattr(self, name)
             expected = "false without trainer.num_gpus (there is no device memory to free)"

@@ -14,6 +14,8 @@ from omegaconf import OmegaConf
 
 from docs.generate import base_yaml
 from perm_ray.config import CONFIGS
+from perm_ray.config import engines as engine_config
+from perm_ray.config.engines import EngineConfig
 from perm_ray.config.load import dump_config, load_config
 from perm_ray.config.redact import REDACTED, is_secret_key, redact, redact_text
 from perm_ray.config.schema import Config, TrackingConfig
@@ -274,7 +276,7 @@ def test_mistakes_in_a_file(tmp_path: Path, text: str, expected: str) -> None:
         ("run.steps=-1", "run.steps must be greater than 0, found -1"),
         ("run=3", "must be a section with keys"),
         ("trainer.adam_betas=[0.9", "is not valid YAML: expected ',' or ']'"),
-        ("trainer.dtype=float16", "trainer.dtype must be one of bfloat16, float32, found 'float16'"),
+        ("trainer.dtype=float16", "trainer.dtype must be one of auto, bfloat16, float32, found 'float16'"),
         ("models.judge.replica=2", "did you mean models.judge.replicas."),
     ],
 )
@@ -400,3 +402,20 @@ def test_what_was_removed_stays_removed_when_a_configuration_is_read_back(tmp_pa
     file.write_text(dump_config(config))
     assert load_config(file) == config
     assert list(config.judges.pools) == ["resonation", "expression", "reception"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype"), [("fpu avx avx2", "float32"), ("fpu avx2 avx512f", "bfloat16"), ("asimd", "bfloat16")]
+)
+def test_auto_is_the_data_type_that_the_machine_is_fast_in(
+    flags: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine_config._without_avx512.cache_clear()
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"flags\t: {flags}\n")
+    try:
+        assert (EngineConfig().dtype, TrainerConfig().dtype) == (dtype, dtype)
+        assert EngineConfig(num_gpus=1.0).dtype == "bfloat16"
+        assert EngineConfig(dtype="float16").dtype == "float16"
+        assert TrainerConfig(zero_stage=0).dtype == "float32"
+    finally:
+        engine_config._without_avx512.cache_clear()

@@ -21,7 +21,7 @@ from perm_ray.runs.run_state import RESUME_MAY_DIFFER, RunState, check_agrees, n
 
 
 def state(*overrides: str, **contents: str) -> RunState:
-    config = load_config(None, overrides)
+    config = load_config(None, ["trainer.dtype=bfloat16", *overrides])
     return RunState.new({"position": 0}, {"set of training scenarios": "d" * 64, **contents}, config)
 
 
