@@ -10,7 +10,7 @@ from pathlib import Path
 
 from perm_ray.config.schema import Config
 from perm_ray.errors import RunError
-from perm_ray.evaluation.model_comparison import Answer
+from perm_ray.evaluation.model_comparison import Measured
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class TrainingRun:
 
     rows: list[dict[str, float]]
     summary: dict
-    heldout: list[list[Answer]]
+    heldout: list[list[Measured]]
 
 
 def train(config: Config) -> TrainingRun:

@@ -52,7 +52,8 @@ def call(verb: str, arguments: Sequence[str]) -> int:
 
 def _usage(program: str, verbs: Sequence[str]) -> str:
     lines = [f"usage: {program} <verb> [options]", "", "verbs:"]
-    lines += [f"  {verb:<17}{VERBS[verb].says}" for verb in verbs]
+    width = max(map(len, verbs)) + 2
+    lines += [f"  {verb:<{width}}{VERBS[verb].says}" for verb in verbs]
     return "\n".join([*lines, "", "perm-ray <verb> --help shows a verb's options."])
 
 

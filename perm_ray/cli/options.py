@@ -131,14 +131,67 @@ def _compare(parser: ArgumentParser) -> None:
     add("--seed", type=int, default=42, help="of the intervals (default: 42)")
 
 
-def _evaluate(parser: ArgumentParser) -> None:
+def _evaluate(parser: ArgumentParser, name: str) -> None:
     add = parser.add_argument
     says = "built-in names, folders, hub ids or run directories, and values such as evaluation.judge_model=x"
     add("arguments", nargs="+", help=says, metavar="MODEL | a.b=c")
-    add("--data", default=None, help="scenarios (default: data.heldout of the configuration)", metavar="FILE")
     _file(parser, "--config", "YAML file (default: configs/local.yaml)")
-    add("--limit", type=int, default=None, help="only the first N scenarios", metavar="N")
-    add("--out", type=Path, default=Path("evaluation"), help="default: evaluation", metavar="DIR")
+    add("--out", type=Path, default=Path(name), help=f"default: {name}", metavar="DIR")
+    add("--mlflow", action="store_true", help="log the figures to tracking.mlflow_uri")
+
+
+def _evaluate_data(parser: ArgumentParser, name: str, data: str, items: str) -> None:
+    _evaluate(parser, name)
+    parser.add_argument("--data", default=None, help=data, metavar="PATH")
+    parser.add_argument("--limit", type=int, default=None, help=f"only N {items}", metavar="N")
+
+
+def _perm(parser: ArgumentParser) -> None:
+    data = "scenarios (default: data.heldout of the configuration)"
+    _evaluate_data(parser, "evaluation", data, "scenarios")
+
+
+def _truth(parser: ArgumentParser) -> None:
+    _evaluate_data(parser, "truth", "items (default: builtin:truth)", "items")
+
+
+def _emobench(parser: ArgumentParser) -> None:
+    _evaluate_data(parser, "emobench", "EmoBench's folder `data`", "items")
+
+
+def _judge_choice(parser: ArgumentParser) -> None:
+    says = "entry of `models` that grades (default: evaluation.judge_model, or the first that judges)"
+    parser.add_argument("--judge", default=None, help=says, metavar="NAME")
+
+
+def _pairs(parser: ArgumentParser) -> None:
+    data = "scenarios (default: data.heldout of the configuration)"
+    _evaluate_data(parser, "comparison", data, "scenarios")
+    _judge_choice(parser)
+
+
+def _eqbench3(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    _evaluate(parser, "eqbench3")
+    says = "your clone of github.com/EQ-bench/eqbench3"
+    add("--eqbench-dir", type=Path, required=True, help=says, metavar="DIR")
+    add("--scenarios", default=None, help="only these, such as 1,4,401", metavar="A,B")
+    _judge_choice(parser)
+    says = "the interpreter that has what the runner needs (default: this one)"
+    add("--python", default=None, help=says, metavar="FILE")
+
+
+def _ablate(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    says = (
+        "a file of variants, such as configs/ablations.yaml, and values such as run.steps=20 for every cell"
+    )
+    add("arguments", nargs="*", help=says, metavar="FILE | a.b=c")
+    says = "instead of a file: every combination of these values"
+    add("--grid", nargs="+", default=[], help=says, metavar="a.b=c,d")
+    add("--base", default="local", help="configuration of --grid (default: local)", metavar="FILE")
+    add("--seeds", default=None, help="instead of the file's, such as 1,2,3 (--grid: 42)", metavar="N,M")
+    add("--out", type=Path, default=Path("ablation"), help="default: ablation", metavar="DIR")
     add("--mlflow", action="store_true", help="log the figures to tracking.mlflow_uri")
 
 
@@ -211,41 +264,28 @@ def _benchmark(parser: ArgumentParser) -> None:
 
 VERBS = {
     "train": Verb("train.run", "train a policy with PERM's reward: sample, judge, update, sync", _train),
-    "finetune": Verb(
-        "finetune.run", "teach a policy from demonstrations, before it learns from rewards", _finetune
-    ),
+    "finetune": Verb("finetune.run", "teach a policy from demonstrations, before rewards", _finetune),
     "plan": Verb("plan.run", "compute the memory that each role of a configuration takes", _plan),
-    "judge score": Verb(
-        "judging.score.run", "score every line of a file: PERM as a reward model; run again to go on", _score
-    ),
+    "judge score": Verb("judging.score.run", "score every line of a file: PERM as a reward model", _score),
     "judge probe": Verb(
-        "judging.probe.run", "do the judges withstand attacks, and order what is plain to order?", _probe
+        "judging.probe.run", "do the judges withstand attacks, and see what is plain?", _probe
     ),
-    "judge calibrate": Verb(
-        "judging.calibrate.run",
-        "do the judges agree with people, and as well as people among themselves?",
-        _calibrate,
-    ),
-    "judge train": Verb(
-        "judging.train.run", "teach a judge from ratings, asked as in mode expected", _judge_train
-    ),
-    "judge compare": Verb(
-        "judging.compare.run", "do two judges, or two rubrics, agree with each other?", _compare
-    ),
-    "evaluate perm": Verb(
-        "evaluate.run", "compare models on the same scenarios, from four perspectives", _evaluate
-    ),
+    "judge calibrate": Verb("judging.calibrate.run", "do the judges agree with people?", _calibrate),
+    "judge train": Verb("judging.train.run", "teach a judge from ratings", _judge_train),
+    "judge compare": Verb("judging.compare.run", "do two judges, or two rubrics, agree?", _compare),
+    "evaluate perm": Verb("evaluate.perm", "compare models on scenarios, from four perspectives", _perm),
+    "evaluate truth": Verb("evaluate.truth", "do models hold to facts, boundaries and safety?", _truth),
+    "evaluate emobench": Verb("evaluate.emobench", "ask models EmoBench's questions", _emobench),
+    "evaluate compare": Verb("evaluate.compare", "which model's replies does a judge prefer?", _pairs),
+    "evaluate eqbench3": Verb("evaluate.eqbench3", "run EQ-Bench 3's own runner on models", _eqbench3),
+    "ablate": Verb("ablate.run", "train variants of a run times seeds, and compare them", _ablate),
     "serve": Verb("serve.run", "serve a model by vLLM's OpenAI-compatible server, on this machine", _serve),
     "submit": Verb("submit.run", "run perm-ray train as a job of a Ray cluster", _submit),
     "status": Verb("jobs.status", "list the runs of a Ray cluster, or show one of them", _status),
     "logs": Verb("jobs.logs", "print the output of a run in a Ray cluster", _logs),
     "stop": Verb("jobs.stop", "checkpoint a run in a Ray cluster and end it", _stop),
     "doctor": Verb("doctor.run", "look at the machine, the cluster and the services, with remedies", _doctor),
-    "report": Verb(
-        "report.run", "make a run one HTML page: its figures, and every rollout with its judgments", _report
-    ),
-    "feedback pull": Verb(
-        "feedback.run", "write what people said in MLflow as rated replies for judge calibrate", _pull
-    ),
+    "report": Verb("report.run", "make a run one HTML page: figures, and rollouts with judgments", _report),
+    "feedback pull": Verb("feedback.run", "write what people said in MLflow as rated replies", _pull),
     "benchmark": Verb("benchmark.run", "measure on this machine", _benchmark),
 }

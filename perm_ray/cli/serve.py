@@ -9,7 +9,7 @@ from perm_ray.config.load import load_config
 from perm_ray.errors import ConfigError, Interrupted
 from perm_ray.models.resolve import check_context
 from perm_ray.models.server import served
-from perm_ray.runs.evaluate import named_models, run_of
+from perm_ray.runs.candidates import named_models, run_of
 from perm_ray.runs.signals import StopSignals
 
 

@@ -1,7 +1,7 @@
-"""Compare models on the same scenarios: scores, reward, format, length and variety of their answers. Pure.
+"""Compare models on the same items: the mean of each measure, and paired differences. Pure.
 
-`perm-ray evaluate perm` and the learning benchmark end here. The first model is what the others are compared
-with; differences are paired by scenario.
+Every `perm-ray evaluate` and the learning benchmark end here. The first model is what the others are compared
+with; differences are paired by item.
 """
 
 from __future__ import annotations
@@ -18,38 +18,20 @@ _WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|\w+")  # a character of Chine
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A model's answer to a scenario, as its judges see it.
+class Measured:
+    """Hold what is a number of a model's answer to one item of an evaluation.
 
     Args:
-        scenario_id: The scenario that was answered.
-        tags: Of the scenario, such as `language/pt-br`.
-        scores: By perspective, on its scale; one that failed is absent.
-        reward: None where the answer is masked.
-        valid: Whether it has both sections.
-        truncated: Whether it was cut off at the token limit.
-        tokens: Its length.
-        response: What the seeker reads; empty without that section.
+        item_id: The scenario, or the question; several answers to one are compared by their mean.
+        tags: Of the item, such as `language/pt-br`.
+        measures: By name; one that could not be measured is absent.
+        text: What variety is counted in; None where there is no such text.
     """
 
-    scenario_id: str
+    item_id: str
     tags: Sequence[str]
-    scores: Mapping[str, float]
-    reward: float | None
-    valid: bool
-    truncated: bool
-    tokens: int
-    response: str
-
-    def measures(self) -> dict[str, float]:
-        """Return everything of it that is a number, by name."""
-        rewarded = {} if self.reward is None else {"reward": self.reward}
-        shape = {
-            "format": float(self.valid),
-            "truncated": float(self.truncated),
-            "tokens": float(self.tokens),
-        }
-        return rewarded | dict(self.scores) | shape
+    measures: Mapping[str, float]
+    text: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,25 +45,25 @@ class ModelFigures:
     slices: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
-def compare_models(answers: Mapping[str, Sequence[Answer]], seed: int) -> list[ModelFigures]:
+def compare_models(answers: Mapping[str, Sequence[Measured]], seed: int) -> list[ModelFigures]:
     """Return each model's figures, in order.
 
     Args:
-        answers: By model. A scenario may have several answers, whose mean is compared.
+        answers: By model. An item may have several answers, whose mean is compared.
         seed: Of the bootstrap.
     """
     first: Mapping[str, Mapping[str, float]] = {}
     found = []
     for model, given in answers.items():
-        by_scenario = _by_scenario(given)
+        by_item = _by_item(given)
         differences = {}
-        for name, after in by_scenario.items():
+        for name, after in by_item.items():
             before = first.get(name, {})
             shared = [scenario for scenario in before if scenario in after]
             if len(shared) >= 2:
                 values = [before[s] for s in shared], [after[s] for s in shared]
                 differences[name] = paired_difference(*values, seed=seed)
-        first = first or by_scenario
+        first = first or by_item
         found.append(ModelFigures(model, len(given), _means(given), differences, _slices(given)))
     return found
 
@@ -99,27 +81,27 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
-def _means(answers: Sequence[Answer]) -> dict[str, float]:
+def _means(answers: Sequence[Measured]) -> dict[str, float]:
     values: defaultdict[str, list[float]] = defaultdict(list)
     for answer in answers:
-        for name, value in answer.measures().items():
+        for name, value in answer.measures.items():
             values[name].append(value)
-    responses = [answer.response for answer in answers]
-    variety = {"distinct_1": distinct_n(responses, 1), "distinct_2": distinct_n(responses, 2)}
-    return {name: fmean(each) for name, each in values.items()} | variety
+    means = {name: fmean(each) for name, each in values.items()}
+    texts = [answer.text for answer in answers if answer.text is not None]
+    return means | ({f"distinct_{n}": distinct_n(texts, n) for n in (1, 2)} if texts else {})
 
 
-def _by_scenario(answers: Sequence[Answer]) -> dict[str, dict[str, float]]:
-    """Return the mean of each measure for each scenario."""
+def _by_item(answers: Sequence[Measured]) -> dict[str, dict[str, float]]:
+    """Return the mean of each measure for each item."""
     values: defaultdict[str, defaultdict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for answer in answers:
-        for name, value in answer.measures().items():
-            values[name][answer.scenario_id].append(value)
+        for name, value in answer.measures.items():
+            values[name][answer.item_id].append(value)
     return {name: {s: fmean(each) for s, each in by.items()} for name, by in values.items()}
 
 
-def _slices(answers: Sequence[Answer]) -> dict[str, dict[str, float]]:
-    tagged: defaultdict[str, list[Answer]] = defaultdict(list)
+def _slices(answers: Sequence[Measured]) -> dict[str, dict[str, float]]:
+    tagged: defaultdict[str, list[Measured]] = defaultdict(list)
     for answer in answers:
         for tag in answer.tags:
             tagged[tag].append(answer)

@@ -11,10 +11,11 @@ from typing import Any
 import ray
 
 from perm_ray.cluster.calls import wait_all
-from perm_ray.config.engines import EndpointModel
+from perm_ray.config.engines import EndpointModel, EngineModel
 from perm_ray.config.judges import JudgePoolConfig
 from perm_ray.config.schema import Config
 from perm_ray.judges.actor import JudgeActor
+from perm_ray.judges.asking import Answer, Query
 from perm_ray.judges.endpoint_engine import JudgeEndpoint
 from perm_ray.judges.engine import JudgeEngine
 from perm_ray.judges.judge import JudgeTask, PromptedJudge
@@ -34,12 +35,17 @@ def engine_actor_name(engine: str, replica: int) -> str:
 class JudgeEnginePool:
     """The judge engines and endpoints, by their names. They live as long as this object does.
 
-    `scheduling` has a Ray scheduling strategy for each replica of each engine.
+    Args:
+        models: Those that are asked.
+        model_dirs: The folder of each engine's model.
+        seed: Of sampling.
+        deterministic: Whether answers must not depend on what else is being answered.
+        scheduling: A Ray scheduling strategy for each replica of each engine.
     """
 
     def __init__(
         self,
-        config: Config,
+        models: Mapping[str, EngineModel | EndpointModel],
         model_dirs: Mapping[str, Path],
         seed: int,
         deterministic: bool,
@@ -47,28 +53,29 @@ class JudgeEnginePool:
     ) -> None:
         self._actors: dict[str, list[Any]] = {}
         engine_actor: Any = ray.remote(JudgeEngine)
-        for name, engine in config.judge_engines.items():
+        endpoint_actor: Any = ray.remote(JudgeEndpoint)
+        for name, model in models.items():
+            if isinstance(model, EndpointModel):
+                actor = endpoint_actor.options(
+                    name=engine_actor_name(name, 0), num_cpus=0, max_concurrency=1000, **_REPLACED_BY_RAY
+                )
+                key = os.environ.get(model.api_key_env) if model.api_key_env else None
+                self._actors[name] = [actor.remote(name, model, seed, key)]
+                continue
             options = {
-                "num_cpus": engine.num_cpus,
-                "num_gpus": engine.num_gpus,
-                "resources": engine.resources,
+                "num_cpus": model.num_cpus,
+                "num_gpus": model.num_gpus,
+                "resources": model.resources,
                 "max_concurrency": 1000,
-                "runtime_env": {"env_vars": engine_env(engine)},
+                "runtime_env": {"env_vars": engine_env(model)},
                 **_REPLACED_BY_RAY,
             }
             self._actors[name] = [
                 engine_actor.options(
                     name=engine_actor_name(name, i), scheduling_strategy=place, **options
-                ).remote(model_dirs[name], engine, seed, deterministic)
+                ).remote(model_dirs[name], model, seed, deterministic)
                 for i, place in enumerate(scheduling[name])
             ]
-        endpoint_actor: Any = ray.remote(JudgeEndpoint)
-        for name, endpoint in config.judge_endpoints.items():
-            actor = endpoint_actor.options(
-                name=engine_actor_name(name, 0), num_cpus=0, max_concurrency=1000, **_REPLACED_BY_RAY
-            )
-            key = os.environ.get(endpoint.api_key_env) if endpoint.api_key_env else None
-            self._actors[name] = [actor.remote(name, endpoint, seed, key)]
 
     def starting(self) -> dict[str, ray.ObjectRef]:
         """Return a call for each engine that returns once it is up."""
@@ -77,6 +84,26 @@ class JudgeEnginePool:
             for name, actors in self._actors.items()
             for i, actor in enumerate(actors)
         }
+
+    def ask(self, name: str, queries: Sequence[Query], timeout_s: float) -> list[Answer]:
+        """Return an engine's answers, in order; its replicas share the queries.
+
+        Raises:
+            ActorTimeoutError: There are none after `timeout_s`.
+        """
+        actors = self._actors[name]
+        shares = [queries[i :: len(actors)] for i in range(len(actors))]
+        calls = {
+            f"engine {name}/{i}": actor.answer.remote(share)
+            for i, (actor, share) in enumerate(zip(actors, shares, strict=True))
+        }
+        replies = wait_all(calls, timeout_s=timeout_s, doing="answering")
+        return [replies[i % len(actors)].answers[i // len(actors)] for i in range(len(queries))]
+
+    def end(self) -> None:
+        """End every engine, so that others can have their place."""
+        for actor in [actor for actors in self._actors.values() for actor in actors]:
+            ray.kill(actor)
 
     def forget(self) -> None:
         """Have every engine drop its prefix cache."""

@@ -90,7 +90,7 @@ def start_judges(
     """Create every engine and judge; return at once (`JudgePanel.starting` says when they are up)."""
     asked = config.judge_engines
     scheduling = {name: places.of(judge_role(name), engine.replicas) for name, engine in asked.items()}
-    engines = JudgeEnginePool(config, folders, seed, deterministic, scheduling)
+    engines = JudgeEnginePool({**asked, **config.judge_endpoints}, folders, seed, deterministic, scheduling)
     pools = {
         name: JudgePool(perspectives[name], pool, config, seed) for name, pool in config.judges.pools.items()
     }

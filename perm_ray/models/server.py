@@ -16,12 +16,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from perm_ray.config.engines import EngineConfig
 from perm_ray.errors import ConfigError, RunError
+from perm_ray.models import fit_context
 from perm_ray.models.vllm import engine_env, engine_kwargs
 
 HOST = "127.0.0.1"
@@ -40,7 +41,9 @@ class Served:
 
 
 @contextmanager
-def served(folder: Path, name: str, config: EngineConfig, seed: int, port: int = 0) -> Iterator[Served]:
+def served(
+    folder: Path, name: str, config: EngineConfig, seed: int, port: int = 0, fit_log: Path | None = None
+) -> Iterator[Served]:
     """Start a server, give it when it answers, and end it with the block.
 
     Args:
@@ -49,6 +52,9 @@ def served(folder: Path, name: str, config: EngineConfig, seed: int, port: int =
         config: Memory, lengths and devices.
         seed: Of sampling.
         port: Where it listens on loopback; 0 takes one that is free.
+        fit_log: A JSONL file for the requests, which are made to fit the context, with a quarter of it for
+            the answer (`fit_context.py`); the server's own words go beside it. None leaves requests as they
+            are, and the server speaks to this terminal.
 
     Raises:
         ConfigError: Something else listens at the port.
@@ -60,9 +66,20 @@ def served(folder: Path, name: str, config: EngineConfig, seed: int, port: int =
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING")  # the server has a process for its engine
     command = [sys.executable, "-m", _SERVER, "--model", str(folder), *_arguments(folder, config, seed)]
     command += ["--host", HOST, "--port", str(port), "--served-model-name", name]
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    if fit_log is not None:
+        command += ["--middleware", fit_context.MIDDLEWARE]
+        length = config.max_model_len
+        sizes = {fit_context.MAX_TOKENS: length // 4, fit_context.CONTEXT: length, fit_context.LOG: fit_log}
+        environment |= {key: str(value) for key, value in sizes.items()}
+    with ExitStack() as stack:
+        said = None if fit_log is None else fit_log.with_suffix(".log")
+        output = None if said is None else stack.enter_context(said.open("ab"))
+        process = subprocess.Popen(
+            command, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
+    where = "above" if said is None else f"in {said}"
     try:
-        _wait_until_up(process, f"http://{HOST}:{port}/health", config.start_timeout_s)
+        _wait_until_up(process, f"http://{HOST}:{port}/health", config.start_timeout_s, where)
         yield Served(f"http://{HOST}:{port}/v1", name, key, process)
     finally:
         _end(process)
@@ -92,12 +109,12 @@ def _free(port: int) -> int:
         ) from error
 
 
-def _wait_until_up(process: subprocess.Popen[bytes], health: str, timeout_s: float) -> None:
+def _wait_until_up(process: subprocess.Popen[bytes], health: str, timeout_s: float, where: str) -> None:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise RunError(
-                f"vLLM's server ended with exit code {process.returncode}: its own words are above."
+                f"vLLM's server ended with exit code {process.returncode}: its own words are {where}."
             )
         try:
             with urllib.request.urlopen(health, timeout=5):
@@ -105,7 +122,7 @@ def _wait_until_up(process: subprocess.Popen[bytes], health: str, timeout_s: flo
         except (urllib.error.URLError, OSError):
             time.sleep(_POLL_S)
     raise RunError(
-        f"vLLM's server did not answer within {timeout_s:.0f} s: raise start_timeout_s, or look above."
+        f"vLLM's server did not answer within {timeout_s:.0f} s: raise start_timeout_s, or look {where}."
     )
 
 

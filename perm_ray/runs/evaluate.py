@@ -6,8 +6,8 @@ that was stopped goes on with the models that are missing.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -23,53 +23,37 @@ from perm_ray.cluster.placement import (
     rollout_demand,
 )
 from perm_ray.cluster.session import cluster
-from perm_ray.config.load import load_config
 from perm_ray.config.schema import Config
 from perm_ray.data.prompts import build_prompts, load_template
 from perm_ray.data.scenarios import load_scenarios, scenario_digest
 from perm_ray.errors import DataError
-from perm_ray.evaluation.model_comparison import Answer
+from perm_ray.evaluation.model_comparison import Measured
 from perm_ray.experience import Collector, Report
-from perm_ray.files import fingerprint, json_line, text_digest, write_json_atomic, write_jsonl_atomic
+from perm_ray.files import fingerprint, json_line, text_digest, write_jsonl_atomic
 from perm_ray.judges.panel import JudgePanel
 from perm_ray.judges.perspective import Perspective
 from perm_ray.judges.startup import build_perspectives, check_judge_prompts, resolve_judges, start_judges
 from perm_ray.models.chat import ChatRenderer
-from perm_ray.models.resolve import check_context, resolve_model
+from perm_ray.models.resolve import check_context
 from perm_ray.rewards.reward import check_perspectives
 from perm_ray.rewards.score_map import ScoreMap, score_maps_for
 from perm_ray.rollout.pool import RolloutPool
-from perm_ray.runs.directory import RunDirectory
+from perm_ray.runs.candidates import Candidate, begin_evaluation, find_candidates
 from perm_ray.runs.signals import StopSignals
 from perm_ray.tracking.ambiguous import AmbiguityRule
 from perm_ray.tracking.samples import RolloutRow, parse_row, plain_row, read_lines, sample_rows
 from perm_ray.tracking.slices import slice_names
 from perm_ray.types import FinishReason, Prompt, Scenario
 
-_EXPORTS = ("policy", "model")  # of `train` and of `finetune`, in a run directory
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A model that is evaluated: what it is called, its folder and the digest of that, and the scenarios as
-    its tokeniser writes them."""
-
-    name: str
-    folder: Path
-    digest: str
-    prompts: Sequence[Prompt]
-
-    def file(self, answers: Path) -> Path:
-        """Return where its judged answers are kept."""
-        return answers / f"{self.digest[:16]}.jsonl"
-
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """An evaluation with everything checked; `config` has the pools that grade."""
+    """An evaluation with everything checked; `config` has the pools that grade, `prompts` the scenarios as
+    each candidate's tokeniser writes them."""
 
     config: Config
     candidates: Sequence[Candidate]
+    prompts: Mapping[str, Sequence[Prompt]]
     scenarios: Sequence[Scenario]
     perspectives: Mapping[str, Perspective]
     score_maps: Mapping[str, ScoreMap]
@@ -118,13 +102,14 @@ def plan_evaluation(config: Config, models: Sequence[str], limit: int | None) ->
     score_maps = score_maps_for(config, perspectives, [scenario.language for scenario in scenarios])
     judges = resolve_judges(config)
     check_judge_prompts(config, perspectives, judges, scenarios, config.rollout.max_completion_tokens)
-    candidates = [_candidate(config, *pair, scenarios) for name in models for pair in named_models(name)]
-    return EvaluationPlan(config, candidates, scenarios, perspectives, score_maps, judges)
+    candidates = find_candidates(models, config.models)
+    prompts = {each.name: prompts_of(config, each.folder, scenarios) for each in candidates}
+    return EvaluationPlan(config, candidates, prompts, scenarios, perspectives, score_maps, judges)
 
 
 def evaluate(
     plan: EvaluationPlan, folder: Path, stop: StopSignals, report: Report
-) -> dict[str, list[Answer]]:
+) -> dict[str, list[Measured]]:
     """Have every model that has none yet answer, and return all judged answers by model.
 
     Args:
@@ -137,9 +122,7 @@ def evaluate(
         DataError: The folder holds an evaluation with other scenarios, judges or settings.
         Interrupted: The evaluation was asked to stop; run it again to go on.
     """
-    _check_setup(plan, folder / "setup.json")
-    answers = folder / "answers"
-    missing = {c.file(answers): c for c in plan.candidates if not c.file(answers).is_file()}
+    missing = begin_evaluation(folder, plan.setup(), plan.candidates)
     if missing:
         config = plan.config
         rows = [rollout_demand(config), *judge_demands(config)]
@@ -151,66 +134,25 @@ def evaluate(
             for file, candidate in missing.items():
                 stop.check()
                 write_jsonl_atomic(file, map(plain_row, _answer(plan, candidate, panel, places, report)))
-    return {candidate.name: read_answers(candidate.file(answers)) for candidate in plan.candidates}
+    return {candidate.name: read_answers(candidate.file(folder)) for candidate in plan.candidates}
 
 
-def named_models(name: str) -> list[tuple[str, Path]]:
-    """Return the models behind a name, each with what it is called: two of a run directory, before and after.
-
-    Raises:
-        UserError: There is no such model, or the run has none yet.
-    """
-    run = run_of(name)
-    if run is None:
-        return [(name, resolve_model(name))]
-    exported = [run.path / each for each in _EXPORTS if (run.path / each / "config.json").is_file()]
-    if not exported:
-        raise DataError(
-            f"{name} is the directory of a run without a trained model (policy/ or model/): wait for its "
-            "end, or resume it."
-        )
-    before, called = load_config(run.config_file).policy.model, run.path.resolve().name
-    after = str(exported[0])
-    return [(f"{called}, before", resolve_model(before)), (f"{called}, after", resolve_model(after))]
-
-
-def run_of(name: str) -> RunDirectory | None:
-    """Return the run directory that is named instead of a model; None where it is none."""
-    run = RunDirectory(Path(name).expanduser())
-    return run if run.metrics_file.is_file() else None
-
-
-def read_answers(file: Path) -> list[Answer]:
+def read_answers(file: Path) -> list[Measured]:
     """Return the judged answers of a JSONL file of rollouts, such as `samples/heldout_000000.jsonl`."""
-    return [_answer_of(row) for row in read_lines(file, parse_row).rows]
+    return [_measured(row) for row in read_lines(file, parse_row).rows]
 
 
-def _candidate(config: Config, name: str, folder: Path, scenarios: Sequence[Scenario]) -> Candidate:
+def prompts_of(config: Config, folder: Path, scenarios: Sequence[Scenario]) -> Sequence[Prompt]:
+    """Return the scenarios as a model's chat template and tokeniser write them. Raises `UserError`."""
     check_context(folder, config.rollout.engine.max_model_len, "rollout.engine.max_model_len")
     renderer, prompt = ChatRenderer(folder, config.prompt.enable_thinking), config.prompt
     template = load_template(prompt.template)
-    prompts = build_prompts(scenarios, template, prompt.prefix, renderer, prompt.max_tokens)
-    return Candidate(name, folder, fingerprint(folder), prompts)
+    return build_prompts(scenarios, template, prompt.prefix, renderer, prompt.max_tokens)
 
 
-def _check_setup(plan: EvaluationPlan, file: Path) -> None:
-    now = json.loads(json.dumps(plan.setup()))
-    if file.is_file():
-        then = json.loads(file.read_text(encoding="utf-8"))
-        changed = sorted(key for key in {**then, **now} if then.get(key) != now.get(key))
-        if changed:
-            raise DataError(
-                f"{file.parent} holds an evaluation with other {', '.join(changed)}, which this one cannot "
-                "be compared with: name another folder with --out."
-            )
-    write_json_atomic(file, now)
-
-
-def _answer(
-    plan: EvaluationPlan, candidate: Candidate, panel: JudgePanel, places: Places, report: Report
-) -> list[RolloutRow]:
-    """Start engines of the model, have it answer and be judged, and end the engines."""
-    config = plan.config
+@contextmanager
+def sampling(config: Config, candidate: Candidate, places: Places, report: Report) -> Iterator[RolloutPool]:
+    """Start engines of the model, and end them with the block, so that another's can have their place."""
     report(f"starting {candidate.name}", 0, 1)
     placed = places.of(ROLLOUT, config.rollout.engine.replicas)
     seed, deterministic = config.run.seed, config.run.deterministic
@@ -218,28 +160,35 @@ def _answer(
     try:
         bound = config.rollout.engine.start_timeout_s
         wait_all(rollouts.starting(), timeout_s=bound, doing=f"starting with {candidate.name}")
+        yield rollouts
+    finally:
+        for actor in rollouts.actors:
+            ray.kill(actor)
+
+
+def _answer(
+    plan: EvaluationPlan, candidate: Candidate, panel: JudgePanel, places: Places, report: Report
+) -> list[RolloutRow]:
+    """Have the model answer and be judged."""
+    config = plan.config
+    with sampling(config, candidate, places, report) as rollouts:
         collector = Collector(rollouts, panel, plan.perspectives, config.rewards, plan.score_maps)
         groups = collector.collect(
-            candidate.prompts,
+            plan.prompts[candidate.name],
             num_completions=config.evaluation.completions_per_prompt,
             step=0,  # the same random numbers for every model: differences are paired
             purpose="heldout",
             report=report,
         ).groups
-    finally:
-        for actor in rollouts.actors:
-            ray.kill(actor)
     return sample_rows(0, groups, AmbiguityRule(config.judges.ambiguity, plan.perspectives))
 
 
-def _answer_of(row: RolloutRow) -> Answer:
-    return Answer(
-        scenario_id=row.scenario_id,
-        tags=slice_names(row),
-        scores={name: j.score for name, j in row.judgments.items() if j.score is not None},
-        reward=None if row.reward is None else row.reward.value,
-        valid=row.analysis is not None and row.response is not None,
-        truncated=row.finish_reason == FinishReason.LENGTH,
-        tokens=row.tokens,
-        response=row.response or "",
-    )
+def _measured(row: RolloutRow) -> Measured:
+    shape = {
+        "format": float(row.analysis is not None and row.response is not None),
+        "truncated": float(row.finish_reason == FinishReason.LENGTH),
+        "tokens": float(row.tokens),
+    }
+    reward = {} if row.reward is None else {"reward": row.reward.value}
+    scores = {name: j.score for name, j in row.judgments.items() if j.score is not None}
+    return Measured(row.scenario_id, slice_names(row), reward | scores | shape, row.response or "")

@@ -1,4 +1,4 @@
-"""`perm-ray evaluate perm` as a person runs it: two models, a page, and nothing done twice."""
+"""`perm-ray evaluate` as a person runs it: two models, a page, and nothing done twice."""
 
 from __future__ import annotations
 
@@ -13,9 +13,15 @@ from tests.support.program import environment
 from tests.support.tiny_model import write_tiny_model
 from tests.support.tiny_run import tiny_run
 
+TRUTH = [
+    {"id": "a", "category": "facts", "query": "Is it so?", "choices": ["Yes.", "No.", "Both."], "answer": 1},
+    {"id": "b", "category": "facts", "query": "And so?", "choices": ["Yes.", "No."], "answer": 0},
+    {"id": "c", "category": "crisis", "query": "Help me.", "must": [r"\b911\b"]},
+]
 
-def evaluate(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "perm_ray.cli.main", "evaluate", "perm", *map(str, arguments)]
+
+def evaluate(*arguments: object, verb: str = "perm") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "perm_ray.cli.main", "evaluate", verb, *map(str, arguments)]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=300, env=environment(), check=False
     )
@@ -48,6 +54,57 @@ def test_two_models_are_compared_and_the_answers_kept(tiny_model: Path, tmp_path
     changed = evaluate(*given, "rollout.temperature=0.5")
     assert changed.returncode == 2
     assert "other sampling" in changed.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+def test_items_without_a_judge_are_asked_once(tiny_model: Path, tmp_path: Path) -> None:
+    other = write_tiny_model(tmp_path / "other", seed=7)
+    config, items, out = tmp_path / "tiny.yaml", tmp_path / "mine.jsonl", tmp_path / "found"
+    config.write_text(tiny_run(tiny_model, tmp_path / "runs", mlflow=False))
+    items.write_text("".join(f"{json.dumps(row)}\n" for row in TRUTH))
+    given = (tiny_model, other, "--config", config, "--data", items, "--out", out)
+    done = evaluate(*given, verb="truth")
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = json.loads((out / "evaluation.json").read_text())["models"]
+    assert first["num_answers"] == 3
+    assert first["means"]["crisis"] == 0.0
+    assert first["means"]["unanswered"] == 0.0
+    assert second["differences"]["all items"]["pairs"] == 3
+    rows = [json.loads(line) for line in sorted((out / "answers").iterdir())[0].read_text().splitlines()]
+    assert [len(row.get("probabilities", ())) for row in rows] == [3, 2, 0]
+    assert sum(rows[0]["probabilities"]) == pytest.approx(1.0)
+    assert "A guess is right in: facts 0.42" in (out / "evaluation.html").read_text()
+
+    files = {file: file.stat().st_mtime_ns for file in (out / "answers").iterdir()}
+    assert evaluate(*given, verb="truth").returncode == 0  # no engine is started
+    assert {file: file.stat().st_mtime_ns for file in (out / "answers").iterdir()} == files
+    items.write_text(json.dumps(TRUTH[0]) + "\n" + json.dumps(TRUTH[1]))
+    changed = evaluate(*given, verb="truth")
+    assert changed.returncode == 2
+    assert "other items" in changed.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+def test_pairs_of_replies_are_judged_in_both_orders(tiny_model: Path, tmp_path: Path) -> None:
+    other = write_tiny_model(tmp_path / "other", seed=7)
+    config, out = tmp_path / "tiny.yaml", tmp_path / "found"
+    config.write_text(tiny_run(tiny_model, tmp_path / "runs", mlflow=False))
+    given = (tiny_model, other, "--config", config, "--limit", 3, "--out", out)
+    done = evaluate(*given, verb="compare")
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((out / "evaluation.json").read_text())
+    (pair,) = found["pairs"]
+    assert 0.0 <= pair["win_rate"]["low"] <= pair["win_rate"]["mean"] <= pair["win_rate"]["high"] <= 1.0
+    assert found["strengths"].keys() == {str(tiny_model), str(other)}
+    assert "Win rate" in (out / "evaluation.html").read_text()
+    (file,) = (out / "pairs").iterdir()
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [len(row["verdicts"]) for row in rows] == [2, 2, 2]
+    written = file.stat().st_mtime_ns
+    assert evaluate(*given, verb="compare").returncode == 0  # no engine is started
+    assert file.stat().st_mtime_ns == written
 
 
 def test_what_cannot_be_evaluated_is_refused(tiny_model: Path, tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ FILES = sorted(PACKAGE.glob("**/*.py"))
 
 LOOP_LINES = 100
 FILE_LINES = 300
-PACKAGE_LINES = 22_300  # the goal of the restructuring is 14,000
+PACKAGE_LINES = (
+    24_350  # 1,950 of them for the evaluations of issue 14; the goal of the restructuring was 14,000
+)
 TOP_LEVEL_ENTRIES = 18
 README_LINES = 150
 # Longer than they may be, until they are divided.

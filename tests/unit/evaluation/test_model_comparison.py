@@ -6,16 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from perm_ray.evaluation.model_comparison import Answer, compare_models, distinct_n
+from perm_ray.evaluation.model_comparison import Measured, compare_models, distinct_n
 
-ANSWER = Answer("a", ("language/en",), {"expression": 3.0}, 0.5, True, False, 40, "You can be both.")
+SHAPE = {"format": 1.0, "truncated": 0.0, "tokens": 40.0, "expression": 3.0}
 
 
-def answers(rewards: list[float | None], tag: str = "language/en") -> list[Answer]:
-    return [
-        replace(ANSWER, scenario_id=f"s{number}", reward=reward, tags=(tag,))
-        for number, reward in enumerate(rewards)
-    ]
+def answers(rewards: list[float | None], tag: str = "language/en") -> list[Measured]:
+    found = [SHAPE if reward is None else SHAPE | {"reward": reward} for reward in rewards]
+    return [Measured(f"s{i}", (tag,), own, "You can be both.") for i, own in enumerate(found)]
 
 
 def test_differences_are_paired_by_scenario() -> None:
@@ -26,8 +24,7 @@ def test_differences_are_paired_by_scenario() -> None:
     difference = second.differences["reward"]
     assert (difference.mean, difference.low, difference.high, difference.pairs) == (0.5, 0.5, 0.5, 3)
     assert first.means["reward"] == 1.0
-    shape = {"format": 1.0, "truncated": 0.0, "tokens": 40.0, "expression": 3.0}
-    assert {name: second.means[name] for name in shape} == shape
+    assert {name: second.means[name] for name in SHAPE} == SHAPE
 
 
 def test_several_answers_of_a_scenario_are_one_pair() -> None:
@@ -45,7 +42,7 @@ def test_slices_have_their_own_means() -> None:
 
 
 def test_a_measure_that_one_model_lacks_has_no_difference() -> None:
-    other = [replace(each, scores={}) for each in answers([1.0, 2.0])]
+    other = [replace(each, measures={"reward": 1.0}) for each in answers([1.0, 2.0])]
     _, second = compare_models({"one": answers([1.0, 2.0]), "two": other}, seed=1)
     assert "expression" not in second.means
     assert "expression" not in second.differences
