@@ -119,10 +119,18 @@ def check_cells(ablation: Ablation, folder: Path) -> None:
     if twice is not None:
         raise ConfigError(f"Variants and seeds must give each run a name of its own, found two {twice}.")
     for cell in ablation.cells:
+        begun = RunDirectory(folder / "cells" / cell.name)
         try:
-            plan_run(load_config(ablation.base, ablation.overrides(cell, folder)))
+            config = load_config(ablation.base, ablation.overrides(cell, folder))
+            plan_run(config)
+            same = not begun.config_file.is_file() or load_config(begun.config_file) == config
         except PermRayError as error:
             raise ConfigError(f"{cell.variant}: {error}") from error
+        if not same:
+            raise ConfigError(
+                f"{begun.path} was begun with other settings than {cell.variant} has now: name another "
+                "folder with --out."
+            )
 
 
 def run_cells(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from perm_ray.config import CONFIGS
-from perm_ray.config.load import load_config
+from perm_ray.config.load import dump_config, load_config
 from perm_ray.errors import ConfigError
 from perm_ray.runs.ablation import check_cells, grid, read_ablation
 
@@ -73,3 +73,15 @@ def test_what_is_wrong_in_a_file_is_said(tmp_path: Path, text: str, said: str) -
 def test_a_cell_that_could_not_start_is_refused(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         check_cells(read_ablation(written(tmp_path, text), []), tmp_path)
+
+
+def test_a_cell_that_was_begun_with_other_settings_is_refused(tmp_path: Path) -> None:
+    found = grid("local", ["run.steps=2"], [7], [])
+    (cell,) = found.cells
+    run = tmp_path / "cells" / cell.name
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(dump_config(load_config("local", found.overrides(cell, tmp_path))))
+    check_cells(found, tmp_path)
+    (run / "config.yaml").write_text("run: {steps: 3}")
+    with pytest.raises(ConfigError, match="begun with other settings"):
+        check_cells(found, tmp_path)
