@@ -265,7 +265,9 @@ def cell(figures: ModelFigures, name: str) -> str:
     text, difference = f"{figures.means[name]:.3f}", figures.differences.get(name)
     if difference is None:
         return text
-    return f"{text} ({difference.mean:+.3f}, {difference.low:+.3f} .. {difference.high:+.3f})"
+    most = max(each.pairs for each in figures.differences.values())
+    few = f"; {difference.pairs} pairs" if difference.pairs < most else ""
+    return f"{text} ({difference.mean:+.3f}, {difference.low:+.3f} .. {difference.high:+.3f}{few})"
 
 
 def _measures(figures: Sequence[ModelFigures]) -> list[str]:
