@@ -147,7 +147,7 @@ def compare(options: argparse.Namespace) -> int:
             each.first,
             each.second,
             f"{each.win_rate.mean:.2f} ({each.win_rate.low:.2f} .. {each.win_rate.high:.2f})",
-            "none" if each.length_controlled is None else f"{each.length_controlled:.2f}",
+            f"{each.length_controlled:.2f}",
             f"{each.consistency:.2f}",
             f"{each.ties:.2f}",
             str(each.unanswered),

@@ -53,12 +53,12 @@ class Preference:
 @dataclass(frozen=True, slots=True)
 class PairFigures:
     """Two models. `win_rate` is that of the first, with its 95% interval over scenarios; `length_controlled`
-    what it would be if replies were equally long; None where it cannot be fitted."""
+    what it would be if replies were equally long."""
 
     first: str
     second: str
     win_rate: Difference
-    length_controlled: float | None
+    length_controlled: float
     consistency: float
     ties: float
     unanswered: int
@@ -115,14 +115,14 @@ def pair_figures(
     )
 
 
-def length_controlled(found: Sequence[Preference]) -> float | None:
+def length_controlled(found: Sequence[Preference]) -> float:
     """Return the win rate at equal lengths: logistic regression on the lengths' difference, read at zero.
 
     After AlpacaEval 2 (Dubois et al., arXiv 2404.04475), without its terms for single instructions.
     """
     wins, longer = np.array([each.win for each in found]), np.array([each.longer for each in found])
-    if wins.min() == wins.max() or longer.std() == 0:
-        return float(wins.mean()) if longer.std() == 0 else None
+    if wins.min() == wins.max() or longer.std() == 0:  # nothing that lengths could explain
+        return float(wins.mean())
     slope = np.tanh(longer / longer.std())[:, None]
     return float(_logistic(slope, wins, intercept=True).predict_proba([[0.0]])[0, 1])
 

@@ -71,6 +71,7 @@ def test_a_win_that_is_length_alone_is_taken_out() -> None:
     rate = length_controlled([*won, *won, *lost])
     assert rate == pytest.approx(0.5, abs=0.02)
     assert length_controlled(preferences((FIRST, SECOND), (TIE, TIE))) == 0.75  # all equally long
+    assert length_controlled([*won[2:], *lost[2:]]) == 0.5  # ties, whatever the lengths
 
 
 def test_strengths_order_models_that_beat_each_other() -> None:
