@@ -16,6 +16,7 @@ from perm_ray.cli.evaluate import report, with_progress
 from perm_ray.errors import ConfigError, RunError
 from perm_ray.evaluation.model_comparison import Measured
 from perm_ray.runs.ablation import Ablation, check_cells, grid, policy_of, read_ablation, run_cells
+from perm_ray.runs.candidates import make_folder
 from perm_ray.runs.evaluate import evaluate, plan_evaluation
 from perm_ray.runs.signals import StopSignals
 
@@ -24,6 +25,7 @@ def run(options: argparse.Namespace) -> int:
     """Train every cell, grade every policy, print the table; 1 when a cell failed."""
     ablation = _ablation(options)
     check_cells(ablation, options.out)
+    make_folder(options.out)
     with StopSignals() as stop:
         failed = run_cells(ablation, options.out, stop, lambda text: print(text, flush=True))
     done = [cell for cell in ablation.cells if cell not in failed]
@@ -53,12 +55,12 @@ def run(options: argparse.Namespace) -> int:
 def _ablation(options: argparse.Namespace) -> Ablation:
     common = [each for each in options.arguments if "=" in each and not Path(each).exists()]
     files = [each for each in options.arguments if each not in common]
-    seeds = [int(each) for each in options.seeds.split(",")] if options.seeds else None
+    seeds = _seeds(options.seeds)
     if options.grid and not files:
         return grid(options.base, options.grid, seeds or [42], common)
     if options.grid or len(files) != 1:
         raise ConfigError(
-            "perm-ray ablate expects one file of variants, or --grid a.b=c,d, found "
+            "Variants must be given by one file, or by --grid a.b=c,d, found "
             f"{', '.join(files) or 'no file'}{' and --grid' if options.grid else ''}."
         )
     found = read_ablation(Path(files[0]), common)
@@ -68,6 +70,15 @@ def _ablation(options: argparse.Namespace) -> Ablation:
     first = {(cell.variant, cell.overrides): cell for cell in reversed(found.cells)}
     cells = tuple(replace(first[variant], seed=seed) for variant in variants for seed in seeds)
     return replace(found, cells=cells)
+
+
+def _seeds(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() for word in words):
+        raise ConfigError(f"--seeds must be whole numbers such as 1,2,3, found {text!r}.")
+    return [int(word) for word in words]
 
 
 def _spread(found: Sequence[Sequence[Measured]]) -> str:

@@ -73,8 +73,6 @@ _STRENGTHS = _Table("Strength in logits (Bradley-Terry)", ("model", "strength"))
 
 def perm(options: argparse.Namespace) -> int:
     """Have the models answer scenarios and be judged from every perspective; print the table."""
-    if options.limit is not None and options.limit < 2:
-        raise DataError(f"--limit must be 2 or more, found {options.limit}.")
     data = [] if options.data is None else [f"data.heldout={options.data}"]
     config, models = _given(options, data)
     plan = plan_evaluation(config, models, options.limit)
@@ -102,9 +100,7 @@ def truth(options: argparse.Namespace) -> int:
 def emobench(options: argparse.Namespace) -> int:
     """Ask the models EmoBench's questions; print the table."""
     if options.data is None:
-        raise DataError(
-            "perm-ray evaluate emobench expects --data with EmoBench's folder `data`, found none."
-        )
+        raise DataError("--data must be EmoBench's folder `data`, found none: give it.")
     remarks = [
         "EmoBench (arXiv 2402.12071), EU: emotion and cause both right. Choices by log-probability, in every "
         "rotation, asked in words of ours: not comparable with published figures, but between these models."
@@ -187,7 +183,10 @@ def _given(options: argparse.Namespace, data: Sequence[str]) -> tuple[Config, li
     models = [each for each in options.arguments if "=" not in each or Path(each).exists()]
     overrides = [each for each in options.arguments if each not in models]
     if not models:
-        raise DataError("perm-ray evaluate expects a model to evaluate, found none: name one or more.")
+        raise DataError("A model to evaluate must be named, found none: name one or more.")
+    limit = getattr(options, "limit", None)
+    if limit is not None and limit < 2:
+        raise DataError(f"--limit must be 2 or more, found {limit}.")
     return load_config(options.config or CONFIGS / "local.yaml", [*data, *overrides]), models
 
 

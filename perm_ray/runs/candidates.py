@@ -7,6 +7,7 @@ that are missing, and refuses a folder that was begun with another setup.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from perm_ray.config.engines import EndpointModel, Model
 from perm_ray.config.load import load_config
 from perm_ray.data.tables import Problems, json_rows
-from perm_ray.errors import DataError
+from perm_ray.errors import ConfigError, DataError
 from perm_ray.files import fingerprint, text_digest, write_json_atomic
 from perm_ray.models.resolve import resolve_model
 from perm_ray.runs.directory import RunDirectory
@@ -102,6 +103,7 @@ def begin_evaluation(
     Raises:
         DataError: The folder holds an evaluation with another setup.
     """
+    make_folder(folder)
     file, now = folder / "setup.json", json.loads(json.dumps(setup))
     if file.is_file():
         then = json.loads(file.read_text(encoding="utf-8"))
@@ -113,6 +115,18 @@ def begin_evaluation(
             )
     write_json_atomic(file, now)
     return {each.file(folder): each for each in candidates if not each.file(folder).is_file()}
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of an evaluation. Raises `ConfigError` where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--out must be a folder that can be written, found {folder} ({error.strerror}): name another."
+        ) from error
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"--out must be a folder that can be written, found {folder}: name another.")
 
 
 def kept_rows(file: Path) -> list[dict[str, Any]]:
