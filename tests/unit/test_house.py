@@ -59,6 +59,12 @@ def test_no_file_name_occurs_twice() -> None:
     assert {name for name, count in names.items() if count > 1} <= SAME_NAME
 
 
+def test_no_test_file_name_occurs_twice() -> None:
+    """Hold what pytest demands where folders of tests are no packages: a second module of a name is an error."""
+    names = Counter(path.name for path in (ROOT / "tests").glob("**/test_*.py"))
+    assert {name for name, count in names.items() if count > 1} == set()
+
+
 def test_the_readme_is_short_and_has_a_picture() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= README_LINES
