@@ -60,7 +60,7 @@ def test_no_file_name_occurs_twice() -> None:
 
 
 def test_no_test_file_name_occurs_twice() -> None:
-    """Hold what pytest demands where folders of tests are no packages: a second module of a name is an error."""
+    """Hold what pytest demands of folders that are no packages: two modules of a name are an error."""
     names = Counter(path.name for path in (ROOT / "tests").glob("**/test_*.py"))
     assert {name for name, count in names.items() if count > 1} == set()
 
