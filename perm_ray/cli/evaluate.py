@@ -28,6 +28,7 @@ from perm_ray.evaluation.model_comparison import Measured, ModelFigures, compare
 from perm_ray.evaluation.pairwise import bradley_terry
 from perm_ray.experience import Report
 from perm_ray.files import write_json_atomic, write_text_atomic
+from perm_ray.runs.candidates import models_and_overrides
 from perm_ray.runs.evaluate import evaluate, plan_evaluation
 from perm_ray.runs.evaluate_eqbench3 import (
     evaluate_eqbench3,
@@ -180,10 +181,7 @@ def _items(
 
 def _given(options: argparse.Namespace, data: Sequence[str]) -> tuple[Config, list[str]]:
     """Return the configuration, and the models among the arguments."""
-    models = [each for each in options.arguments if "=" not in each or Path(each).exists()]
-    overrides = [each for each in options.arguments if each not in models]
-    if not models:
-        raise DataError("A model to evaluate must be named, found none: name one or more.")
+    models, overrides = models_and_overrides(options.arguments)
     limit = getattr(options, "limit", None)
     if limit is not None and limit < 2:
         raise DataError(f"--limit must be 2 or more, found {limit}.")

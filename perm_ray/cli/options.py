@@ -9,6 +9,7 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from perm_ray.config import CONFIGS
@@ -146,17 +147,10 @@ def _evaluate_data(parser: ArgumentParser, name: str, data: str, items: str) -> 
     parser.add_argument("--limit", type=int, default=None, help=f"only N {items}", metavar="N")
 
 
-def _perm(parser: ArgumentParser) -> None:
-    data = "scenarios (default: data.heldout of the configuration)"
-    _evaluate_data(parser, "evaluation", data, "scenarios")
-
-
-def _truth(parser: ArgumentParser) -> None:
-    _evaluate_data(parser, "truth", "items (default: builtin:truth)", "items")
-
-
-def _emobench(parser: ArgumentParser) -> None:
-    _evaluate_data(parser, "emobench", "EmoBench's folder `data`", "items")
+_HELDOUT = "scenarios (default: data.heldout of the configuration)"
+_perm = partial(_evaluate_data, name="evaluation", data=_HELDOUT, items="scenarios")
+_truth = partial(_evaluate_data, name="truth", data="items (default: builtin:truth)", items="items")
+_emobench = partial(_evaluate_data, name="emobench", data="EmoBench's folder `data`", items="items")
 
 
 def _judge_choice(parser: ArgumentParser) -> None:
@@ -165,8 +159,7 @@ def _judge_choice(parser: ArgumentParser) -> None:
 
 
 def _pairs(parser: ArgumentParser) -> None:
-    data = "scenarios (default: data.heldout of the configuration)"
-    _evaluate_data(parser, "comparison", data, "scenarios")
+    _evaluate_data(parser, "comparison", _HELDOUT, "scenarios")
     _judge_choice(parser)
 
 
@@ -202,6 +195,20 @@ def _serve(parser: ArgumentParser) -> None:
     add("--port", type=int, default=8000, help="on this machine (default: 8000; 0: any)", metavar="N")
     add("--name", default=None, help="the model's name at the endpoint (default: as it is given)")
     _config(parser, "the run's own, or configs/local.yaml", None)
+
+
+def _chat(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    says = "a run directory, which is its policy before and after; or one or two models; and values"
+    add("arguments", nargs="+", help=says, metavar="RUN | MODEL | a.b=c")
+    _file(parser, "--config", "YAML file (default: the run's own, or configs/local.yaml)")
+    add("--terminal", action="store_true", help="talk here, not on a page")
+    add("--hidden", action="store_true", help="--terminal: random sides, names and scores after the choice")
+    add("--no-judges", action="store_true", help="start no judges")
+    add("--port", type=int, default=8080, help="on this machine (default: 8080; 0: any)", metavar="N")
+    add("--open", action="store_true", help="open the page in the browser")
+    says = "for ratings.jsonl and the servers' logs (default: chat in the run directory, or here)"
+    _file(parser, "--out", says, "DIR")
 
 
 def _submit(parser: ArgumentParser) -> None:
@@ -280,6 +287,7 @@ VERBS = {
     "evaluate eqbench3": Verb("evaluate.eqbench3", "run EQ-Bench 3's own runner on models", _eqbench3),
     "ablate": Verb("ablate.run", "train variants of a run times seeds, and compare them", _ablate),
     "serve": Verb("serve.run", "serve a model by vLLM's OpenAI-compatible server, on this machine", _serve),
+    "chat": Verb("chat.run", "talk to a policy before and after training, and keep what you prefer", _chat),
     "submit": Verb("submit.run", "run perm-ray train as a job of a Ray cluster", _submit),
     "status": Verb("jobs.status", "list the runs of a Ray cluster, or show one of them", _status),
     "logs": Verb("jobs.logs", "print the output of a run in a Ray cluster", _logs),

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import argparse
 
-from perm_ray.config import CONFIGS
 from perm_ray.config.load import load_config
 from perm_ray.errors import ConfigError, Interrupted
 from perm_ray.models.resolve import check_context
 from perm_ray.models.server import served
-from perm_ray.runs.candidates import named_models, run_of
+from perm_ray.runs.candidates import config_of_run, named_models, run_of
 from perm_ray.runs.signals import StopSignals
 
 
 def run(options: argparse.Namespace) -> int:
     """Serve the model, and say where it is and by which key; a signal ends it, with exit code 0."""
-    directory = run_of(options.model)
-    default = CONFIGS / "local.yaml"
-    if directory is not None and directory.config_file.is_file():
-        default = directory.config_file
-    config = load_config(options.config or default, options.overrides)
+    config = load_config(options.config or config_of_run(run_of(options.model)), options.overrides)
     found = named_models(options.model)
     if options.before and len(found) == 1:
         raise ConfigError(f"--before is for the directory of a run, found {options.model}: leave it out.")

@@ -42,7 +42,13 @@ class Served:
 
 @contextmanager
 def served(
-    folder: Path, name: str, config: EngineConfig, seed: int, port: int = 0, fit_log: Path | None = None
+    folder: Path,
+    name: str,
+    config: EngineConfig,
+    seed: int,
+    port: int = 0,
+    log: Path | None = None,
+    fit_log: Path | None = None,
 ) -> Iterator[Served]:
     """Start a server, give it when it answers, and end it with the block.
 
@@ -52,15 +58,15 @@ def served(
         config: Memory, lengths and devices.
         seed: Of sampling.
         port: Where it listens on loopback; 0 takes one that is free.
+        log: A file for the server's own words; None lets it speak to this terminal.
         fit_log: A JSONL file for the requests, which are made to fit the context, with a quarter of it for
-            the answer (`fit_context.py`); the server's own words go beside it. None leaves requests as they
-            are, and the server speaks to this terminal.
+            the answer (`fit_context.py`). None leaves requests as they are.
 
     Raises:
         ConfigError: Something else listens at the port.
         RunError: The server ended, or did not answer within `start_timeout_s`.
     """
-    port = _free(port)
+    port = free_port(port)
     key = os.environ.get("VLLM_API_KEY") or secrets.token_urlsafe(24)
     environment = {**os.environ, **engine_env(config), "VLLM_API_KEY": key}
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING")  # the server has a process for its engine
@@ -72,12 +78,11 @@ def served(
         sizes = {fit_context.MAX_TOKENS: length // 4, fit_context.CONTEXT: length, fit_context.LOG: fit_log}
         environment |= {key: str(value) for key, value in sizes.items()}
     with ExitStack() as stack:
-        said = None if fit_log is None else fit_log.with_suffix(".log")
-        output = None if said is None else stack.enter_context(said.open("ab"))
+        output = None if log is None else stack.enter_context(log.open("ab"))
         process = subprocess.Popen(
             command, env=environment, stdout=output, stderr=output, start_new_session=True
         )
-    where = "above" if said is None else f"in {said}"
+    where = "above" if log is None else f"in {log}"
     try:
         _wait_until_up(process, f"http://{HOST}:{port}/health", config.start_timeout_s, where)
         yield Served(f"http://{HOST}:{port}/v1", name, key, process)
@@ -98,7 +103,8 @@ def _arguments(folder: Path, config: EngineConfig, seed: int) -> list[str]:
     return arguments
 
 
-def _free(port: int) -> int:
+def free_port(port: int) -> int:
+    """Return `port`, or one that is free for 0. Raises `ConfigError` when something listens there."""
     try:
         with socket.create_server((HOST, port)) as listener:
             return listener.getsockname()[1]

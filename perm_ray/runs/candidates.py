@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from perm_ray.config import CONFIGS
 from perm_ray.config.engines import EndpointModel, Model
 from perm_ray.config.load import load_config
 from perm_ray.data.tables import Problems, json_rows
@@ -87,6 +88,19 @@ def named_models(name: str) -> list[tuple[str, Path]]:
     before, called = load_config(run.config_file).policy.model, run.path.resolve().name
     after = str(exported[0])
     return [(f"{called}, before", resolve_model(before)), (f"{called}, after", resolve_model(after))]
+
+
+def models_and_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the models among the arguments, and the overrides. Raises `DataError` without a model."""
+    models = [each for each in arguments if "=" not in each or Path(each).exists()]
+    if not models:
+        raise DataError("A model must be named, found none: name one or more.")
+    return models, [each for each in arguments if each not in models]
+
+
+def config_of_run(run: RunDirectory | None) -> Path:
+    """Return the configuration of a run, or configs/local.yaml where there is none."""
+    return run.config_file if run and run.config_file.is_file() else CONFIGS / "local.yaml"
 
 
 def run_of(name: str) -> RunDirectory | None:

@@ -198,8 +198,9 @@ def _run(
     with ExitStack() as stack:
 
         def serve(model: Path, name: str, engine: Any, role: str) -> Address:
-            log = folder / f"{role}_requests.jsonl"
-            server = stack.enter_context(served(model, name, engine, config.run.seed, fit_log=log))
+            fit_log, log = folder / f"{role}_requests.jsonl", folder / f"{role}_requests.log"
+            serving = served(model, name, engine, config.run.seed, log=log, fit_log=fit_log)
+            server = stack.enter_context(serving)
             servers.append(server)
             return Address(f"{server.base_url}/chat/completions", name, server.key)
 

@@ -136,7 +136,7 @@ TRAINING = ("perm-ray train", "perm-ray benchmark", "perm-ray judge")
 OPERATING = (
     *("perm-ray finetune", "perm-ray evaluate", "perm-ray serve", "perm-ray doctor", "perm-ray plan"),
     *("perm-ray report", "perm-ray feedback", "perm-ray submit", "perm-ray status", "perm-ray logs"),
-    *("perm-ray stop", "perm-ray ablate"),
+    *("perm-ray stop", "perm-ray ablate", "perm-ray chat"),
 )
 
 

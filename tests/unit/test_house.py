@@ -16,9 +16,9 @@ FILES = sorted(PACKAGE.glob("**/*.py"))
 
 LOOP_LINES = 100
 FILE_LINES = 300
-PACKAGE_LINES = (
-    24_350  # 1,950 of them for the evaluations of issue 14; the goal of the restructuring was 14,000
-)
+# 2,800 of them for what issue 14 added since (evaluations, chat); the goal of the restructuring was 14,000,
+# of all lines: 14,900 are code, the others docstrings, imports and empty.
+PACKAGE_LINES = 25_350
 TOP_LEVEL_ENTRIES = 18
 README_LINES = 150
 # Longer than they may be, until they are divided.

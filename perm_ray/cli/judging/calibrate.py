@@ -12,17 +12,21 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
 
 from perm_ray.cli.judging.judged import judge_all
 from perm_ray.cli.judging.tables import confusion_table, dimension_rows, figure_table
 from perm_ray.cli.pages.calibration_page import calibration_page
 from perm_ray.config.load import load_config
 from perm_ray.config.schema import Config
+from perm_ray.data.items import Preference, has_preferences, read_preferences
 from perm_ray.errors import DataError
+from perm_ray.evaluation.bootstrap import Difference
 from perm_ray.evaluation.calibration.agreement import Bootstrap
 from perm_ray.evaluation.calibration.figures import CalibrationReport, Judgments, calibrate, metrics
 from perm_ray.evaluation.calibration.labelled import LabelledSet, check_perspectives
 from perm_ray.evaluation.calibration.labels import read_labels
+from perm_ray.evaluation.calibration.pairs import Scores, figure_rows, pair_figures, scores_of
 from perm_ray.evaluation.calibration.score_fit import fit_score_maps
 from perm_ray.files import write_json_atomic, write_jsonl_atomic, write_text_atomic
 from perm_ray.judges.startup import build_perspectives
@@ -36,9 +40,12 @@ _WORTH = 0.98  # of the plain mean's error: a map that stays above it is not wor
 
 def run(options: argparse.Namespace) -> int:
     """Judge the rated replies, write the report and print its figures."""
-    config = load_config(options.config, options.overrides)
+    config, console = load_config(options.config, options.overrides), Console()
+    if options.limit is not None and options.limit < 1:
+        raise DataError(f"--limit must be 1 or more, found {options.limit}.")
+    if options.data.is_file() and has_preferences(options.data):
+        return _calibrate_pairs(options, config, console)
     labelled = _read(options, config)
-    console = Console()
     config = only_needed(config, {d.perspective for d in labelled.dimensions if d.perspective})
     judgments = judge_all(config, [each.item for each in labelled.items], console)
     scales = {name: each.scale for name, each in build_perspectives(config.judges).items()}
@@ -57,10 +64,38 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _calibrate_pairs(options: argparse.Namespace, config: Config, console: Console) -> int:
+    """Say how often the judges prefer what people prefer, from pairs (`better`, `worse`)."""
+    pairs = read_preferences(options.data)[0][: options.limit]
+    figures = pair_figures(pairs, [judge_pairs(config, pairs, console)], config.run.seed)
+    show_pairs(figures, len(pairs), ("share (0.5 is chance)",), console)
+    plain = {name: asdict(figure) for name, (figure,) in figures.items()}
+    write_json_atomic(options.out / "pairs.json", {"pairs": len(pairs), "shares": plain})
+    console.print(f"Report: {options.out / 'pairs.json'}", markup=False, soft_wrap=True)
+    return 0
+
+
+def judge_pairs(config: Config, pairs: Sequence[Preference], console: Console) -> Scores:
+    """Have both replies of every pair judged, and return the scores."""
+    judgments = judge_all(config, [item for pair in pairs for item in (pair.better, pair.worse)], console)
+    return scores_of(judgments, build_perspectives(config.judges), config.rewards)
+
+
+def show_pairs(
+    figures: Mapping[str, Sequence[Difference]], count: int, columns: Sequence[str], console: Console
+) -> None:
+    """Print how often the judges prefer what people prefer."""
+    title = f"{count} pairs: how often the reply that people prefer has the higher score (95% interval)"
+    table = Table(title=title, title_justify="left")
+    for column in ("", *columns, "scenarios"):
+        table.add_column(column)
+    for row in figure_rows(figures):
+        table.add_row(*row)
+    console.print(table)
+
+
 def _read(options: argparse.Namespace, config: Config) -> LabelledSet:
     """Read the rated replies and check everything that can be checked before judges start."""
-    if options.limit is not None and options.limit < 1:
-        raise DataError(f"--limit must be 1 or more, found {options.limit}.")
     labelled = read_labels(options.data, assignments(options.map, "--map"), scales_of(options.scale))
     check_perspectives(labelled.dimensions, config.judges.pools)
     return labelled if options.limit is None else labelled.first(options.limit)

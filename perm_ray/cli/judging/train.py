@@ -7,23 +7,25 @@ What is trained is the very query that scoring mode `expected` makes; the result
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 
 from perm_ray.cli.finetune import config_of, train_on
+from perm_ray.cli.judging.calibrate import judge_pairs
 from perm_ray.cli.judging.judged import judge_all
 from perm_ray.config.schema import Config
 from perm_ray.config.training import FinetuneConfig
 from perm_ray.data.graded import examples_file
-from perm_ray.data.items import has_preferences, read_examples, read_preferences
+from perm_ray.data.items import Preference, has_preferences, read_examples, read_preferences
 from perm_ray.errors import ConfigError, DataError
 from perm_ray.evaluation.calibration.agreement import Bootstrap
 from perm_ray.evaluation.calibration.comparison import improvements
 from perm_ray.evaluation.calibration.labelled import LabelledSet, check_perspectives
 from perm_ray.evaluation.calibration.labels import read_labels
+from perm_ray.evaluation.calibration.pairs import figure_rows, pair_figures
 from perm_ray.files import text_digest, write_json_atomic, write_text_atomic
 from perm_ray.judges.perspective import Perspective
 from perm_ray.judges.startup import build_perspectives
@@ -35,6 +37,7 @@ from perm_ray.runs.rating_examples import preference_units, rating_units
 from perm_ray.trainer.batching import Task
 from perm_ray.types import Scenario
 
+_NO_CHANGE = "  the interval spans zero: no change is shown"
 _FEW = 50  # rows: a judge that learned from fewer is made, with a warning
 
 
@@ -45,7 +48,26 @@ class Rated:
     labelled: LabelledSet
     heldout: Collection[str]
 
+    @property
+    def scenarios(self) -> list[str]:
+        """Return each row's scenario."""
+        return [row.item.scenario.scenario_id for row in self.labelled.items]
 
+
+@dataclass(frozen=True)
+class Preferred:
+    """Pairs of which people prefer one; `heldout` are the scenarios that only measure."""
+
+    pairs: Sequence[Preference]
+    heldout: Collection[str]
+
+    @property
+    def scenarios(self) -> list[str]:
+        """Return each pair's scenario."""
+        return [pair.better.scenario.scenario_id for pair in self.pairs]
+
+
+Setups = Sequence[tuple[str, Config]]  # before and after training
 Units = Callable[[bool, str], list[Unit]]  # of those held out or the others, drawn with a seed
 
 
@@ -55,11 +77,11 @@ def run(options: argparse.Namespace) -> int:
     name = trained_model(config, options.model)
     check_finetune(config)
     file = examples_file(config.finetune.data)
-    rated = None if has_preferences(file) else read_rated(config, file)
-    examples = examples_of(config, name, file, rated)
+    found = read_preferred(config, file) if has_preferences(file) else read_rated(config, file)
+    examples = examples_of(config, name, file, found)
     directory = train_on(options, config, examples)
-    if directory is not None and rated is not None and examples.heldout:
-        compare(config, name, rated, directory)
+    if directory is not None and examples.heldout:
+        compare(config, name, found, directory)
     return 0
 
 
@@ -89,8 +111,16 @@ def read_rated(config: Config, file: Path) -> Rated:
     return Rated(labelled, heldout_scenarios(scenarios, read_examples(file).splits, share, config.run.seed))
 
 
-def examples_of(config: Config, name: str, file: Path, rated: Rated | None) -> Examples:
-    """Check and render what the model `name` learns from: ratings, or without them the pairs in `file`.
+def read_preferred(config: Config, file: Path) -> Preferred:
+    """Return the pairs, and the ids of the scenarios that only measure. Raises `DataError`."""
+    pairs, splits = read_preferences(file)
+    scenarios = [pair.better.scenario for pair in pairs]
+    share, seed = config.finetune.heldout_share, config.run.seed
+    return Preferred(pairs, heldout_scenarios(scenarios, splits, share, seed))
+
+
+def examples_of(config: Config, name: str, file: Path, found: Rated | Preferred) -> Examples:
+    """Check and render what the model `name` learns from: the ratings or the pairs of `file`.
 
     Raises:
         UserError: Something in the configuration or the data cannot be used as it is.
@@ -101,17 +131,17 @@ def examples_of(config: Config, name: str, file: Path, rated: Rated | None) -> E
     engine = config.judge_engines[name]
     model = resolve_model(engine.model, engine.adapter)
     renderer = ChatRenderer(model, engine.enable_thinking)
-    if rated is None:
-        units, digest = _preferences(config, file, perspectives, renderer)
+    if isinstance(found, Preferred):
+        units, digest = _preferences(config, found, perspectives, renderer)
     else:
-        check_perspectives(rated.labelled.dimensions, every)
-        units, digest = _ratings(config, rated, perspectives, renderer)
+        check_perspectives(found.labelled.dimensions, every)
+        units, digest = _ratings(config, found, perspectives, renderer)
     epochs = [units(False, f"{seed}/{epoch}") for epoch in range(settings.epochs)]
-    if rated is not None and not epochs[0]:
+    if not epochs[0]:
         raise DataError(f"{file} has no rating that a judge of models.{name} could learn from.")
-    contents = {"preferences" if rated is None else "ratings": digest}
+    contents = {"ratings" if isinstance(found, Rated) else "preferences": digest}
     contents |= {f"rubric of {key}": p.rubric.digest_of_all for key, p in perspectives.items()}
-    task: Task = "preference" if rated is None else "supervised"
+    task: Task = "supervised" if isinstance(found, Rated) else "preference"
     return Examples(model, epochs, units(True, str(seed)), contents, task)
 
 
@@ -142,40 +172,55 @@ def _is_used(scenario: Scenario, held: bool, heldout: Collection[str], settings:
 
 
 def _preferences(
-    config: Config, file: Path, perspectives: Mapping[str, Perspective], renderer: ChatRenderer
+    config: Config, found: Preferred, perspectives: Mapping[str, Perspective], renderer: ChatRenderer
 ) -> tuple[Units, str]:
     """Return the same of pairs."""
-    settings = config.finetune
-    pairs, splits = read_preferences(file)
-    scenarios = [pair.better.scenario for pair in pairs]
-    heldout = heldout_scenarios(scenarios, splits, settings.heldout_share, config.run.seed)
+    settings, pairs, heldout = config.finetune, found.pairs, found.heldout
 
     def units(held: bool, pass_seed: str) -> list[Unit]:
         chosen = [pair for pair in pairs if _is_used(pair.better.scenario, held, heldout, settings)]
         return preference_units(chosen, config.judges, perspectives, renderer, pass_seed, settings.max_tokens)
 
-    return units, text_digest(repr(pairs))
+    return units, text_digest(repr(list(pairs)))
 
 
 # ---- the report ---------------------------------------------------------------------------------
 
 
-def compare(config: Config, name: str, rated: Rated, directory: Path) -> None:
-    """Judge the held-out rows by the model as it was and as it is now; print and write how far each agrees.
+def compare(config: Config, name: str, found: Rated | Preferred, directory: Path) -> None:
+    """Judge what is held out by the model as it was and as it is now; print and write how far each agrees.
 
     Writes `judge_report.json` into the run directory, and the figures into the model's card.
     """
-    labelled, heldout = rated.labelled, rated.heldout
-    scenarios = [row.item.scenario.scenario_id for row in labelled.items]
-    learned = sum(learned_from(scenario, heldout, config.finetune) for scenario in scenarios)
-    rows = tuple(row for row in labelled.items if row.item.scenario.scenario_id in heldout)
-    labelled = replace(labelled, items=rows)
     trained = replace(config.models[name], model=str(directory / "model"), adapter=None)
+    setups = [
+        (when, replace(config, models=models))
+        for when, models in (("before", config.models), ("after", {**config.models, name: trained}))
+    ]
     console = Console()
+    if isinstance(found, Rated):
+        plain, table = _compare_ratings(setups, found, console)
+    else:
+        plain, table = _compare_pairs(setups, found, console)
+    console.print(table, markup=False, highlight=False, soft_wrap=True)
+    write_json_atomic(directory / "judge_report.json", plain)
+    learned = sum(learned_from(scenario, found.heldout, config.finetune) for scenario in found.scenarios)
+    warning = f"It learned from {learned} rows only, fewer than {_FEW}: trust it little."
+    few = "" if learned >= _FEW else f"\n{warning}\n"
+    card = f"# A judge, trained from {config.finetune.data}\n{few}\n```text\n{table}\n```\n"
+    write_text_atomic(directory / "model" / "README.md", card)
+    if few:
+        console.print(few.strip(), markup=False)
+
+
+def _compare_ratings(setups: Setups, rated: Rated, console: Console) -> tuple[dict[str, object], str]:
+    rows = tuple(row for row in rated.labelled.items if row.item.scenario.scenario_id in rated.heldout)
+    labelled = replace(rated.labelled, items=rows)
     judged = []
-    for when, models in (("before", config.models), ("after", {**config.models, name: trained})):
+    for when, config in setups:
         console.print(f"Judging {len(rows)} held-out replies by the model {when} training.")
-        judged.append(judge_all(replace(config, models=models), [row.item for row in rows], console))
+        judged.append(judge_all(config, [row.item for row in rows], console))
+    config = setups[0][1]
     scales = {key: perspective.scale for key, perspective in build_perspectives(config.judges).items()}
     found = improvements(labelled, judged[0], judged[1], scales, Bootstrap(seed=config.run.seed))
     table = [f"{'':<14}{'':<10}{'before':<24}{'after':<24}change (95% interval over scenarios)"]
@@ -183,16 +228,25 @@ def compare(config: Config, name: str, rated: Rated, directory: Path) -> None:
         for figure, (before, after, change) in figures.items():
             table.append(f"{dimension:<14}{figure:<10}{before!s:<24}{after!s:<24}{change}")
             if change.low is not None and change.high is not None and change.low <= 0 <= change.high:
-                table[-1] += "  the interval spans zero: no change is shown"
-    console.print("\n".join(table), markup=False, highlight=False, soft_wrap=True)
+                table[-1] += _NO_CHANGE
     plain = {
         dimension: {name: [asdict(figure) for figure in three] for name, three in figures.items()}
         for dimension, figures in found.items()
     }
-    write_json_atomic(directory / "judge_report.json", {"rows": len(rows), "figures": plain})
-    warning = f"It learned from {learned} rows only, fewer than {_FEW}: trust it little."
-    few = "" if learned >= _FEW else f"\n{warning}\n"
-    card = f"# A judge, trained from {config.finetune.data}\n{few}\n```text\n" + "\n".join(table) + "\n```\n"
-    write_text_atomic(directory / "model" / "README.md", card)
-    if few:
-        console.print(few.strip(), markup=False)
+    return {"rows": len(rows), "figures": plain}, "\n".join(table)
+
+
+def _compare_pairs(setups: Setups, preferred: Preferred, console: Console) -> tuple[dict[str, object], str]:
+    pairs = [pair for pair in preferred.pairs if pair.better.scenario.scenario_id in preferred.heldout]
+    judged = []
+    for when, config in setups:
+        console.print(f"Judging {len(pairs)} held-out pairs by the model {when} training.")
+        judged.append(judge_pairs(config, pairs, console))
+    figures = pair_figures(pairs, judged, setups[0][1].run.seed)
+    table = [f"{'':<14}{'before':<24}{'after':<24}change in the share of pairs it orders as people do"]
+    for (name, *texts, _), (_, _, change) in zip(figure_rows(figures), figures.values(), strict=True):
+        table.append(f"{name:<14}" + "".join(f"{text:<24}" for text in texts).rstrip())
+        if change.low <= 0 <= change.high:
+            table[-1] += _NO_CHANGE
+    plain = {name: [asdict(figure) for figure in three] for name, three in figures.items()}
+    return {"pairs": len(pairs), "shares": plain}, "\n".join(table)

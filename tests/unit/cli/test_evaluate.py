@@ -15,7 +15,7 @@ MODEL = "builtin:supporter"
     ("verb", "arguments", "said"),
     [
         ("evaluate truth", [MODEL, "--limit", "-3"], "--limit must be 2 or more, found -3"),
-        ("evaluate truth", ["run.seed=1"], "A model to evaluate must be named"),
+        ("evaluate truth", ["run.seed=1"], "A model must be named"),
         ("evaluate truth", [MODEL, "--data", "no.jsonl"], "There is no file no.jsonl"),
         ("evaluate truth", [MODEL, "--limit", "2", "--out", "file"], "--out must be a folder"),
         ("evaluate emobench", [MODEL], "--data must be EmoBench's folder"),
