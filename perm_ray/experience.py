@@ -23,7 +23,7 @@ from perm_ray.judges.pool_load import load_metrics
 from perm_ray.rewards.advantages import make_groups
 from perm_ray.rewards.reward import reward_of
 from perm_ray.rewards.score_map import ScoreMap
-from perm_ray.rollout.pool import RolloutPool
+from perm_ray.rollout.endpoint_sampler import Sampler
 from perm_ray.tracking.rollout_metrics import rollout_metrics
 from perm_ray.tracking.slices import slice_metrics
 from perm_ray.trainer.batching import TrainSequence
@@ -81,7 +81,7 @@ class Collected:
 class Collector:
     """Sample, judge and reward completions of prompts."""
 
-    rollouts: RolloutPool
+    rollouts: Sampler
     panel: JudgePanel | OwnJudge
     perspectives: Mapping[str, Perspective]
     rewards: RewardConfig

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from perm_ray.cli.dry_run import describe
+from perm_ray.cli.options import parser_of
 from perm_ray.cli.replay import replay
 from perm_ray.config import CONFIGS
 from perm_ray.config.load import load_config
@@ -18,6 +19,7 @@ from perm_ray.config.schema import Config
 from perm_ray.errors import CheckpointError, Interrupted
 from perm_ray.runs import start
 from perm_ray.runs.checkpoint import checkpoint_of
+from perm_ray.runs.directory import RunDirectory
 from perm_ray.runs.run_plan import RunPlan, models_to_fetch, plan_run, prepare_models
 from perm_ray.runs.signals import StopSignals
 
@@ -42,11 +44,22 @@ def train_plan(plan: RunPlan, resume: Path | None) -> int:
     """Train until the end or a signal; returns the exit code."""
     with StopSignals() as stop:
         try:
-            start.train_plan(plan, resume, stop)
+            directory = start.train_plan(plan, resume, stop)
         except Interrupted as error:
             print(f"perm-ray train: {error}", file=sys.stderr)
             return 128 + (stop.received or 0)
-    return 0
+    return _truth(plan.config, directory) if plan.config.evaluation.truth else 0
+
+
+def _truth(config: Config, directory: RunDirectory) -> int:
+    """Ask the policies before and after training what warmth is known to cost, where they were not yet."""
+    from perm_ray.cli.evaluate import truth
+
+    run, out = str(directory.path), str(directory.path / "truth")
+    mlflow = ["--mlflow"] if config.tracking.mlflow else []
+    given = [run, "--config", str(directory.config_file), "--out", out, *mlflow]
+    print("Truth and boundaries, before and after; `perm-ray train --resume` goes on after a stop.")
+    return truth(parser_of("evaluate truth").parse_intermixed_args(given))
 
 
 def _config(options: argparse.Namespace) -> Config:

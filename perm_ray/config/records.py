@@ -39,6 +39,10 @@ class EvaluationConfig:
         default=None,
         description="entry of models that grades the held-out answers; null: the judges that reward",
     )
+    truth: Bool = Field(
+        default=False,
+        description="`perm-ray train` also asks builtin:truth in the end, before and after training",
+    )
     probes: ProbeConfig = Field(default_factory=ProbeConfig, description="attacks that test the judges")
 
 

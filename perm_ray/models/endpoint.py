@@ -137,6 +137,7 @@ class Endpoint:
         *,
         max_tokens: int,
         temperature: float = 0.0,
+        top_p: float = 1.0,
         seed: int | None = None,
         regex: str | None = None,
         json_schema: Mapping[str, object] | None = None,
@@ -148,6 +149,8 @@ class Endpoint:
         `json_schema` are sent if the endpoint's `structured` says that it knows them.
         """
         body = self._body(messages, max_tokens, temperature, seed, regex, json_schema, top_logprobs)
+        if top_p < 1:
+            body["top_p"] = top_p
         estimate = max_tokens + sum(len(message.content) for message in messages) / CHARS_PER_TOKEN
         deadline = self._clock.now() + self._config.longest_call_s
         for attempt in range(1, self._config.max_retries + 2):

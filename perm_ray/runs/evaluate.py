@@ -16,6 +16,7 @@ import ray
 from perm_ray.cluster.calls import wait_all
 from perm_ray.cluster.placement import (
     ROLLOUT,
+    Demand,
     Places,
     check_gpus,
     check_local_resources,
@@ -23,8 +24,9 @@ from perm_ray.cluster.placement import (
     rollout_demand,
 )
 from perm_ray.cluster.session import cluster
+from perm_ray.config.engines import EndpointModel
 from perm_ray.config.schema import Config
-from perm_ray.data.prompts import build_prompts, load_template
+from perm_ray.data.prompts import build_messages, build_prompts, load_template
 from perm_ray.data.scenarios import load_scenarios, scenario_digest
 from perm_ray.errors import DataError
 from perm_ray.evaluation.model_comparison import Measured
@@ -37,6 +39,7 @@ from perm_ray.models.chat import ChatRenderer
 from perm_ray.models.resolve import check_context
 from perm_ray.rewards.reward import check_perspectives
 from perm_ray.rewards.score_map import ScoreMap, score_maps_for
+from perm_ray.rollout.endpoint_sampler import EndpointSampler, Sampler
 from perm_ray.rollout.pool import RolloutPool
 from perm_ray.runs.candidates import Candidate, begin_evaluation, find_candidates
 from perm_ray.runs.signals import StopSignals
@@ -82,8 +85,7 @@ def plan_evaluation(config: Config, models: Sequence[str], limit: int | None) ->
 
     Args:
         config: Its held-out data are what is answered; `evaluation.judge_model` grades, where it is given.
-        models: Built-in names, folders, hub ids, or run directories, which stand for two models each: the
-            policy that training began with, and the trained one.
+        models: See `find_candidates`.
         limit: Only the first so many scenarios.
 
     Raises:
@@ -94,16 +96,16 @@ def plan_evaluation(config: Config, models: Sequence[str], limit: int | None) ->
     config = replace(config, judges=replace(config.judges, pools=pools), evaluation=evaluation)
     perspectives = build_perspectives(config.judges)
     check_perspectives(perspectives, config.rewards)
+    candidates = find_candidates(models, config.models)
     check_gpus(config)
-    check_local_resources(config.ray, [rollout_demand(config), *judge_demands(config)])
+    check_local_resources(config.ray, [*rollout_demands(config, candidates), *judge_demands(config)])
     scenarios = load_scenarios(config.data.heldout)[:limit]
     if len(scenarios) < 2:
         raise DataError(f"Models are compared on 2 scenarios or more, found {len(scenarios)}: give more.")
     score_maps = score_maps_for(config, perspectives, [scenario.language for scenario in scenarios])
     judges = resolve_judges(config)
     check_judge_prompts(config, perspectives, judges, scenarios, config.rollout.max_completion_tokens)
-    candidates = find_candidates(models, config.models)
-    prompts = {each.name: prompts_of(config, each.folder, scenarios) for each in candidates}
+    prompts = {each.name: prompts_of(config, each, scenarios) for each in candidates}
     return EvaluationPlan(config, candidates, prompts, scenarios, perspectives, score_maps, judges)
 
 
@@ -125,7 +127,7 @@ def evaluate(
     missing = begin_evaluation(folder, plan.setup(), plan.candidates)
     if missing:
         config = plan.config
-        rows = [rollout_demand(config), *judge_demands(config)]
+        rows = [*rollout_demands(config, plan.candidates), *judge_demands(config)]
         with cluster(config.ray, rows, lambda text: report(text, 0, 1), started=stop.reinstall) as places:
             seed, deterministic = config.run.seed, config.run.deterministic
             panel = start_judges(config, plan.perspectives, plan.judges, seed, deterministic, places)
@@ -137,26 +139,40 @@ def evaluate(
     return {candidate.name: read_answers(candidate.file(folder)) for candidate in plan.candidates}
 
 
+def rollout_demands(config: Config, candidates: Sequence[Candidate]) -> list[Demand]:
+    """Return what the engines of the candidates take, one model's at a time; nothing for endpoints."""
+    local = any(isinstance(each.model, Path) for each in candidates)
+    return [rollout_demand(config)] if local else []
+
+
 def read_answers(file: Path) -> list[Measured]:
     """Return the judged answers of a JSONL file of rollouts, such as `samples/heldout_000000.jsonl`."""
     return [_measured(row) for row in read_lines(file, parse_row).rows]
 
 
-def prompts_of(config: Config, folder: Path, scenarios: Sequence[Scenario]) -> Sequence[Prompt]:
-    """Return the scenarios as a model's chat template and tokeniser write them. Raises `UserError`."""
-    check_context(folder, config.rollout.engine.max_model_len, "rollout.engine.max_model_len")
-    renderer, prompt = ChatRenderer(folder, config.prompt.enable_thinking), config.prompt
-    template = load_template(prompt.template)
+def prompts_of(config: Config, candidate: Candidate, scenarios: Sequence[Scenario]) -> Sequence[Prompt]:
+    """Return the scenarios as a model's chat template and tokeniser write them. Raises `UserError`.
+
+    An endpoint renders its own prompt: it gets the messages, and no prefix.
+    """
+    prompt, template = config.prompt, load_template(config.prompt.template)
+    if isinstance(candidate.model, EndpointModel):
+        return [Prompt(each, build_messages(each, template), "", ()) for each in scenarios]
+    check_context(candidate.model, config.rollout.engine.max_model_len, "rollout.engine.max_model_len")
+    renderer = ChatRenderer(candidate.model, prompt.enable_thinking)
     return build_prompts(scenarios, template, prompt.prefix, renderer, prompt.max_tokens)
 
 
 @contextmanager
-def sampling(config: Config, candidate: Candidate, places: Places, report: Report) -> Iterator[RolloutPool]:
+def sampling(config: Config, candidate: Candidate, places: Places, report: Report) -> Iterator[Sampler]:
     """Start engines of the model, and end them with the block, so that another's can have their place."""
+    seed, deterministic = config.run.seed, config.run.deterministic
+    if isinstance(candidate.model, EndpointModel):
+        yield EndpointSampler(candidate.name, candidate.model, config.rollout, seed)
+        return
     report(f"starting {candidate.name}", 0, 1)
     placed = places.of(ROLLOUT, config.rollout.engine.replicas)
-    seed, deterministic = config.run.seed, config.run.deterministic
-    rollouts = RolloutPool(config.rollout, candidate.folder, seed, deterministic, placed)
+    rollouts = RolloutPool(config.rollout, candidate.model, seed, deterministic, placed)
     try:
         bound = config.rollout.engine.start_timeout_s
         wait_all(rollouts.starting(), timeout_s=bound, doing=f"starting with {candidate.name}")

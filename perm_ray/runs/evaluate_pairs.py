@@ -14,7 +14,6 @@ from perm_ray.cluster.placement import (
     check_gpus,
     check_local_resources,
     judge_role,
-    rollout_demand,
 )
 from perm_ray.cluster.session import cluster
 from perm_ray.config.engines import EndpointModel
@@ -36,7 +35,7 @@ from perm_ray.judges.guard import DEFAULT_MAX_CHARS, make_fence, sanitise
 from perm_ray.judges.pool import JudgeEnginePool
 from perm_ray.models.resolve import check_context, resolve_model
 from perm_ray.runs.candidates import Candidate, begin_evaluation, find_candidates, kept_rows
-from perm_ray.runs.evaluate import prompts_of, sampling
+from perm_ray.runs.evaluate import prompts_of, rollout_demands, sampling
 from perm_ray.runs.signals import StopSignals
 from perm_ray.types import Prompt, Scenario
 
@@ -80,9 +79,10 @@ def plan_pairs(config: Config, models: Sequence[str], limit: int | None, judge: 
     """
     check_gpus(config)
     name = judge_of(config, judge)
-    check_local_resources(config.ray, [rollout_demand(config), *_judge_demands(config, name)])
-    scenarios = load_scenarios(config.data.heldout)[:limit]
     candidates = find_candidates(models, config.models)
+    demands = [*rollout_demands(config, candidates), *_judge_demands(config, name)]
+    check_local_resources(config.ray, demands)
+    scenarios = load_scenarios(config.data.heldout)[:limit]
     if len(scenarios) < 2 or len(candidates) < 2:
         raise DataError(
             "A comparison needs 2 models and 2 scenarios or more, found "
@@ -95,7 +95,7 @@ def plan_pairs(config: Config, models: Sequence[str], limit: int | None, judge: 
     else:
         folders = {name: resolve_model(model.model, model.adapter)}
         check_context(folders[name], model.max_model_len, f"models.{name}.max_model_len")
-    prompts = {each.name: prompts_of(config, each.folder, scenarios) for each in candidates}
+    prompts = {each.name: prompts_of(config, each, scenarios) for each in candidates}
     return PairsPlan(config, candidates, prompts, scenarios, name, folders)
 
 
@@ -124,7 +124,7 @@ def compare_pairs(plan: PairsPlan, folder: Path, stop: StopSignals, report: Repo
     files = {_file(folder, pair): pair for pair in plan.pairs}
     unjudged = {file: pair for file, pair in files.items() if not file.is_file()}
     if missing or unjudged:
-        rows = [rollout_demand(config), *_judge_demands(config, plan.judge)]
+        rows = [*rollout_demands(config, plan.candidates), *_judge_demands(config, plan.judge)]
         with cluster(config.ray, rows, lambda text: report(text, 0, 1), started=stop.reinstall) as places:
             for file, candidate in missing.items():
                 stop.check()

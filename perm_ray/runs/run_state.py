@@ -22,6 +22,7 @@ from perm_ray.tracking.environment import package_versions
 RESUME_MAY_DIFFER = (
     *("run.name", "run.dir", "run.steps", "ray.*", "tracking.*", "checkpoint.*", "sync.*"),
     *("data.*", "finetune.data", "prompt.template", "judges.pools.*.rubric", "evaluation.every"),
+    "evaluation.truth",
     *("*.timeout_s", "*_timeout_s", "judges.max_failure_rate", "judges.failure_window"),
     *("*.replicas", "*.num_cpus", "*.num_gpus", "*.num_threads", "*.resources.*", "*.tensor_parallel_size"),
     *("*.max_num_seqs", "*.kv_cache_gb", "*.gpu_memory_utilization", "*.enforce_eager"),

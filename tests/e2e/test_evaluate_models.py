@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.fake_endpoint import FakeEndpoint
 from tests.support.program import environment
 from tests.support.tiny_model import write_tiny_model
 from tests.support.tiny_run import tiny_run
@@ -20,11 +21,15 @@ TRUTH = [
 ]
 
 
-def evaluate(*arguments: object, verb: str = "perm") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "perm_ray.cli.main", "evaluate", verb, *map(str, arguments)]
+def run_program(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "perm_ray.cli.main", *map(str, arguments)]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=environment(), check=False
+        command, capture_output=True, text=True, timeout=500, env=environment(), check=False
     )
+
+
+def evaluate(*arguments: object, verb: str = "perm") -> subprocess.CompletedProcess[str]:
+    return run_program("evaluate", verb, *arguments)
 
 
 @pytest.mark.ray
@@ -54,6 +59,32 @@ def test_two_models_are_compared_and_the_answers_kept(tiny_model: Path, tmp_path
     changed = evaluate(*given, "rollout.temperature=0.5")
     assert changed.returncode == 2
     assert "other sampling" in changed.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+def test_an_endpoint_is_evaluated_beside_a_model(tiny_model: Path, tmp_path: Path) -> None:
+    config, out = tmp_path / "tiny.yaml", tmp_path / "found"
+    with FakeEndpoint(answer=lambda _: "# Analysis\nShe waits.\n# Response\nI hear you.") as endpoint:
+        away = f"models: {{away: {{base_url: {endpoint.base_url}, model: m}}, judge:"
+        text = tiny_run(tiny_model, tmp_path / "runs", mlflow=False)
+        config.write_text(text.replace("models: {judge:", away))
+        given = (tiny_model, "away", "--config", config, "--limit", 2, "--out", out)
+        done = evaluate(*given, "rollout.top_p=0.9")
+        assert done.returncode == 0, done.stderr[-3000:]
+        asked = [request for request in endpoint.requests if request["max_tokens"] > 1]
+    assert len(asked) == 2
+    assert asked[0]["top_p"] == 0.9
+    assert [message["role"] for message in asked[0]["messages"]] == ["system", "user"]
+    _, found = json.loads((out / "evaluation.json").read_text())["models"]
+    assert found["means"]["format"] == 1.0
+    assert found["means"]["tokens"] == 9.0  # words, to this endpoint
+    assert "reward" in found["means"]
+
+    again = evaluate("away", "--config", config, "--limit", 2, "--out", tmp_path / "other")
+    assert again.returncode == 2
+    assert "models.away must be an endpoint that answers" in again.stderr
+    assert not list((tmp_path / "other").glob("answers/*"))
 
 
 @pytest.mark.ray
@@ -105,6 +136,27 @@ def test_pairs_of_replies_are_judged_in_both_orders(tiny_model: Path, tmp_path: 
     written = file.stat().st_mtime_ns
     assert evaluate(*given, verb="compare").returncode == 0  # no engine is started
     assert file.stat().st_mtime_ns == written
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_a_run_ends_with_truth_before_and_after_once(tiny_model: Path, tmp_path: Path) -> None:
+    """Slow since it is a whole run, and then all of `builtin:truth` twice."""
+    config = tmp_path / "tiny.yaml"
+    config.write_text(tiny_run(tiny_model, tmp_path / "runs", mlflow=False))
+    given = ("evaluation.truth=true", "run.name=a", "run.steps=1", "evaluation.num_scenarios=0")
+    done = run_program("train", "--config", config, *given)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = tmp_path / "runs" / "a" / "truth" / "evaluation.json"
+    before, after = json.loads(found.read_text())["models"]
+    assert (before["model"], after["model"]) == ("a, before", "a, after")
+    assert after["differences"]["all items"]["pairs"] == 130
+    assert "Truth and boundaries" in done.stdout
+    written = {file: file.stat().st_mtime_ns for file in (found.parent / "answers").iterdir()}
+    again = run_program("train", "--resume", tmp_path / "runs" / "a")
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "nothing to resume" in again.stdout
+    assert {file: file.stat().st_mtime_ns for file in (found.parent / "answers").iterdir()} == written
 
 
 def test_what_cannot_be_evaluated_is_refused(tiny_model: Path, tmp_path: Path) -> None:
