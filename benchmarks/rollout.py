@@ -29,7 +29,7 @@ class BareEngine:
 
         from perm_ray.models.vllm import engine_kwargs
 
-        self._llm = LLM(**engine_kwargs(model_dir, config, seed=0, receives_weights=False))
+        self._llm = LLM(**engine_kwargs(model_dir, config, seed=0))
 
     def generate(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> tuple[int, float]:
         """Sample once after each prompt; returns tokens and seconds."""

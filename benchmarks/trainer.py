@@ -230,7 +230,8 @@ def _syncs(config: Config, model_dir: Path) -> dict[str, float | list[float]]:
     from perm_ray.trainer.group import TrainerGroup
 
     sampling = replace(config.rollout, engine=replace(config.rollout.engine, replicas=1))
-    rollouts = RolloutPool(sampling, model_dir, config.run.seed, deterministic=False)
+    backend = config.transfer_backend
+    rollouts = RolloutPool(sampling, model_dir, config.run.seed, deterministic=False, weights_by=backend)
     lora = replace(config.trainer, lora=LoraConfig(rank=16))
     group = TrainerGroup(lora, model_dir, config.run.seed, total_steps=1)
     group.start_async()
@@ -238,7 +239,7 @@ def _syncs(config: Config, model_dir: Path) -> dict[str, float | list[float]]:
     group.wait_ready()
     figures: dict[str, float | list[float]] = {}
     for name, adapter_only in (("merged", False), ("adapter only", True)):
-        sync = WeightSync(group, rollouts, replace(config.sync, adapter_only=adapter_only))
+        sync = WeightSync(group, rollouts, replace(config.sync, backend=backend, adapter_only=adapter_only))
         sync.connect()
         pushed = [sync.push(version) for version in range(ROUNDS)]
         size = pushed[0].num_bytes / 1e6

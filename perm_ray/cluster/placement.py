@@ -145,9 +145,9 @@ def check_engine_gpus(key: str, engine: EngineConfig) -> None:
 
 
 def check_trainer(config: Config) -> None:
-    """Refuse ranks that drive no GPU or several: NCCL wants one each."""
+    """Refuse ranks that drive several GPUs; a single rank may share one."""
     gpus = config.trainer.num_gpus
-    if gpus not in (0, 1):
+    if gpus > 1:
         raise ConfigError(
             f"trainer.num_gpus must be 1 (a rank drives one GPU), found {gpus:g}: set it to 1 and choose how "
             "many GPUs train with trainer.num_ranks."
@@ -204,7 +204,7 @@ def reserve(config: RayConfig, rows: Sequence[Demand], say: Callable[[str], None
 
     lacking = missing_in_sum(rows, ray.cluster_resources()) if config.address is None else ""
     if lacking:
-        raise RunError(f"The run needs {lacking}: raise ray.num_cpus, or lower replicas.")
+        raise RunError(f"The run needs {lacking}: {_remedy(rows, ray.cluster_resources())}.")
     wanted = groups(config, rows)
     reserved = [placement_group(group.bundles, strategy=group.strategy) for group in wanted]
     try:
@@ -226,6 +226,13 @@ def reserve(config: RayConfig, rows: Sequence[Demand], say: Callable[[str], None
             for row in group.rows
         }
     )
+
+
+def _remedy(rows: Sequence[Demand], found: Mapping[str, float]) -> str:
+    """Return what to do where a machine has too few CPUs, or too few GPUs."""
+    if found.get("GPU", 0.0) < total(rows).get("GPU", 0.0):
+        return "lower replicas and trainer.num_ranks, or share a GPU as configs/one-gpu.yaml does"
+    return "raise ray.num_cpus, or lower replicas"
 
 
 def _await(

@@ -156,9 +156,9 @@ class Config:
         expected = f"at most the completions of a step, {completions}"
         require(minibatches <= completions, "trainer.objective.minibatches", expected, minibatches)
         require(
-            not self.sync.adapter_only or (lora.rank > 0 and trainer.num_gpus == 0),
+            not self.sync.adapter_only or (lora.rank > 0 and self.transfer_backend == "gloo"),
             "sync.adapter_only",
-            "false unless trainer.lora.rank is set, and on GPUs (their transfer takes whole weights)",
+            "false unless trainer.lora.rank is set, and by NCCL (sync.backend), which takes whole weights",
             self.sync.adapter_only,
         )
         evaluated = self.evaluation.every if self.evaluation.num_scenarios else 0
@@ -196,15 +196,32 @@ class Config:
         expected = "0 or more than 0 together with rollout.engine.num_gpus (weights go from one to the other)"
         both = (rollout.num_gpus > 0) == (trainer.num_gpus > 0)
         require(both, "trainer.num_gpus", expected, trainer.num_gpus)
+        require(
+            trainer.num_gpus >= 1 or self.sync.backend != "nccl",
+            "sync.backend",
+            "auto or gloo unless trainer.num_gpus is 1 (NCCL takes one process for each GPU)",
+            self.sync.backend,
+        )
         engines = {f"models.{name}": engine for name, engine in self.judge_engines.items()}
-        for key, engine in {"rollout.engine": rollout, **engines}.items():
+        for key, gpus in {
+            "rollout.engine": rollout.num_gpus,
+            "trainer": trainer.num_gpus,
+            **{key: engine.num_gpus for key, engine in engines.items()},
+        }.items():
             require(
-                engine.num_gpus % 1 == 0 or self.ray.share_gpus,
+                gpus % 1 == 0 or self.ray.share_gpus,
                 f"{key}.num_gpus",
-                "a whole number unless ray.share_gpus is true (engines on one GPU also share its memory: "
-                "lower gpu_memory_utilization of each)",
-                engine.num_gpus,
+                "a whole number unless ray.share_gpus is true (lower each engine's "
+                "gpu_memory_utilization, too: the memory is shared as well)",
+                gpus,
             )
+
+    @property
+    def transfer_backend(self) -> Literal["nccl", "gloo"]:
+        """Return how weights go from the trainer to rollout engines."""
+        if self.sync.backend != "auto":
+            return self.sync.backend
+        return "nccl" if self.trainer.num_gpus >= 1 else "gloo"
 
     @property
     def judge_engines(self) -> dict[str, EngineModel]:

@@ -231,8 +231,11 @@ class TrainerConfig:
             "1, 2 or 3 with bfloat16 (DeepSpeed 0.19 takes a wrong first Adam step at stage 0)",
             self.zero_stage,
         )
-        expected = "a whole number (two processes on one GPU cannot form a NCCL group)"
-        require(self.num_gpus % 1 == 0, "num_gpus", expected, self.num_gpus)
+        alone = self.num_gpus < 1 and self.num_ranks == 1
+        expected = (
+            "a whole number, or a fraction of one with num_ranks=1 (NCCL takes one process for each GPU)"
+        )
+        require(self.num_gpus % 1 == 0 or alone, "num_gpus", expected, self.num_gpus)
         return self
 
 
@@ -261,9 +264,13 @@ class FinetuneConfig:
 class SyncConfig:
     """Weight sync, trainer to rollout engines."""
 
-    chunk_mb: Int = Field(default=64, gt=0, description="chunk size of the weights in transfer")
+    backend: Literal["auto", "nccl", "gloo"] = Field(
+        default="auto",
+        description="auto: NCCL between GPUs; gloo on CPUs and if the trainer shares its GPU",
+    )
+    chunk_mb: Int = Field(default=64, gt=0, description="chunk size of gloo's transfer")
     adapter_only: Bool = Field(
         default=False,
-        description="send the LoRA adapter only, which each engine merges into its copy; CPUs only",
+        description="send the LoRA adapter only, which each engine merges into its copy; by gloo only",
     )
     timeout_s: Float = Field(default=120.0, gt=0, description="timeout of a whole weight sync")

@@ -1,6 +1,6 @@
 """Weights out of a trainer rank into every rollout engine: the sending half of weight sync.
 
-Rank 0 and all engines join one transfer group, gloo on CPU and vLLM's NCCL backend on GPU. All trainer ranks
+Rank 0 and all engines join one transfer group: gloo, or vLLM's NCCL backend between GPUs. All trainer ranks
 read the weights together (sharded ones are gathered); rank 0 sends them and tells the engines, by remote
 calls, when an update begins and ends. `transfer.py` has the engine's half.
 """
@@ -42,7 +42,7 @@ class WeightSender:
         weights: Read anew for every update.
         engines: Handles of all rollout engines.
         engine: Their configuration.
-        sync: The section `sync`.
+        sync: The section `sync`, its backend chosen (`Config.transfer_backend`).
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class WeightSender:
         self._client = _EngineClient(engines, engine.tensor_parallel_size, sync.timeout_s)
         world_size = 1 + len(engines) * engine.tensor_parallel_size
         self._sender: GlooSender | TrainerWeightTransferEngine
-        if engine.num_gpus > 0:
+        if sync.backend == "nccl":
             port = free_port(address) if rank == 0 else 0
             info = NCCLTrainerInitInfo(address, port, world_size, rank=rank)
             self._sender = WeightTransferTrainerFactory.trainer_init(

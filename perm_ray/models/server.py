@@ -92,7 +92,7 @@ def served(
 
 def _arguments(folder: Path, config: EngineConfig, seed: int) -> list[str]:
     """Return an engine's settings as the server's arguments."""
-    settings: Mapping[str, object] = engine_kwargs(folder, config, seed, receives_weights=False)
+    settings: Mapping[str, object] = engine_kwargs(folder, config, seed)
     arguments: list[str] = []
     for name, value in settings.items():
         flag = name.replace("_", "-")

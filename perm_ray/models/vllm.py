@@ -24,7 +24,7 @@ from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from perm_ray.config.engines import EngineConfig
 from perm_ray.errors import ModelError, RunError
@@ -96,10 +96,15 @@ def engine_env(config: EngineConfig) -> dict[str, str]:
 
 
 def engine_kwargs(
-    model_dir: Path, config: EngineConfig, seed: int, receives_weights: bool, temperature: float = 1.0
+    model_dir: Path,
+    config: EngineConfig,
+    seed: int,
+    weights_by: Literal["nccl", "gloo"] | None = None,
+    temperature: float = 1.0,
 ) -> dict[str, Any]:
     """Choose vLLM's `EngineArgs` for `config`; differences between CPU and GPU are decided here alone.
 
+    `weights_by` is the backend of the weight transfer, None for an engine that keeps its weights.
     At another temperature than 1, log-probabilities are those of the distribution that was sampled from
     (after temperature and top-p); at 1 they are the raw ones, which are the same but for a top-p.
     """
@@ -136,12 +141,10 @@ def engine_kwargs(
         }
         if config.kv_cache_gb is not None:
             kwargs["kv_cache_memory_bytes"] = int(config.kv_cache_gb * 2**30)
-    if receives_weights:
+    if weights_by is not None:
         from vllm.config import WeightTransferConfig
 
-        kwargs["weight_transfer_config"] = WeightTransferConfig(
-            backend="gloo" if config.num_gpus == 0 else "nccl"
-        )
+        kwargs["weight_transfer_config"] = WeightTransferConfig(backend=weights_by)
         kwargs["worker_extension_cls"] = "perm_ray.models.transfer.WorkerExtension"
     return kwargs
 
@@ -155,11 +158,11 @@ class VLLMEngine:
         config: EngineConfig,
         *,
         seed: int = 0,
-        receives_weights: bool = False,
+        weights_by: Literal["nccl", "gloo"] | None = None,
         exclusive: bool = False,
         temperature: float = 1.0,
     ) -> None:
-        kwargs = engine_kwargs(model_dir, config, seed, receives_weights, temperature)
+        kwargs = engine_kwargs(model_dir, config, seed, weights_by, temperature)
         self._engine: Any = None
         self._turn = asyncio.Lock() if exclusive else None
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from perm_ray.config.engines import EngineConfig
 from perm_ray.models.chat import ChatRenderer
@@ -45,14 +45,20 @@ class RolloutActor:
     """Made an actor by `pool.py`; one vLLM engine each."""
 
     def __init__(
-        self, model_dir: Path, config: EngineConfig, seed: int, exclusive: bool, temperature: float
+        self,
+        model_dir: Path,
+        config: EngineConfig,
+        seed: int,
+        exclusive: bool,
+        temperature: float,
+        weights_by: Literal["nccl", "gloo"],
     ) -> None:
         self._renderer = ChatRenderer(model_dir)
         self._engine = VLLMEngine(
             model_dir,
             config,
             seed=seed,
-            receives_weights=True,
+            weights_by=weights_by,
             exclusive=exclusive,
             temperature=temperature,
         )

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray.exceptions import RayActorError, RayError
@@ -40,7 +40,8 @@ class RolloutPool:
     """`config.engine.replicas` rollout engines. A prompt's completions are sampled by one replica, so
     that its prefix cache holds the prompt once.
 
-    `scheduling` optionally places the engines: one Ray scheduling strategy each.
+    `scheduling` optionally places the engines: one Ray scheduling strategy each. `weights_by` is the backend
+    of the weight transfer (`Config.transfer_backend`).
     """
 
     def __init__(
@@ -50,7 +51,9 @@ class RolloutPool:
         seed: int,
         deterministic: bool,
         scheduling: Sequence[Any] | None = None,
+        weights_by: Literal["nccl", "gloo"] = "gloo",
     ) -> None:
+        self._weights_by = weights_by
         self._config = config
         self._model_dir = model_dir
         self._seed = seed
@@ -106,7 +109,12 @@ class RolloutPool:
             runtime_env={"env_vars": engine_env(engine)},
         )
         return actor.remote(
-            self._model_dir, engine, self._seed, self._deterministic, self._config.temperature
+            self._model_dir,
+            engine,
+            self._seed,
+            self._deterministic,
+            self._config.temperature,
+            self._weights_by,
         )
 
     def _sample(

@@ -200,7 +200,8 @@ def _start(
     config = plan.config
     seed, deterministic = config.run.seed, config.run.deterministic
     sampling = places.of(ROLLOUT, config.rollout.engine.replicas)
-    rollouts = RolloutPool(config.rollout, models.policy, seed, deterministic, sampling)
+    backend = config.transfer_backend
+    rollouts = RolloutPool(config.rollout, models.policy, seed, deterministic, sampling, backend)
     judges = (
         OwnJudge(plan.judge)
         if plan.judge is not None
@@ -216,7 +217,7 @@ def _start(
     grading = graders.starting() if graders is not None else {}
     wait_all(rollouts.starting() | judges.starting() | grading, timeout_s=bound, doing="starting")
     trainer.wait_ready()
-    weight_sync = WeightSync(trainer, rollouts, config.sync)
+    weight_sync = WeightSync(trainer, rollouts, replace(config.sync, backend=backend))
     weight_sync.connect()
     collector = Collector(rollouts, judges, plan.perspectives, config.rewards, plan.score_maps, plan.reward)
     records = DirectorySink(directory, AmbiguityRule(config.judges.ambiguity, plan.perspectives))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from perm_ray.cluster.planning.shapes import ModelShape
 from perm_ray.config.engines import EngineConfig
 from perm_ray.config.training import SyncConfig, TrainerConfig
+from perm_ray.models.vllm import GPU_BATCH_TOKENS
 from perm_ray.trainer.buffer_sizes import BUCKET_ELEMENTS, HEAD_BLOCK_ELEMENTS
 
 GB = 2**30
@@ -110,12 +111,13 @@ def engine_memory(
     width, parallel = BYTES[engine.dtype], engine.tensor_parallel_size
     on_gpu = engine.num_gpus > 0
     weights = -(-shape.parameters * width // parallel)
-    batch = max(engine.max_model_len, 2048)  # `engine_kwargs`
+    batch = max(engine.max_model_len, GPU_BATCH_TOKENS if on_gpu else 2048)  # `engine_kwargs`
     split = 3 * shape.intermediate + shape.query_width + 2 * shape.kv_width
     logits = 3 * 4 * engine.max_num_seqs * shape.vocabulary
     activations = width * batch * (4 * shape.hidden + split // parallel) + logits
     graphs = GRAPH_BYTES if on_gpu and not engine.enforce_eager else 0
-    overhead = PROCESS_BYTES + (NCCL_BYTES if on_gpu and (parallel > 1 or sync is not None) else 0)
+    by_nccl = on_gpu and sync is not None and sync.backend == "nccl"
+    overhead = PROCESS_BYTES + (NCCL_BYTES if on_gpu and (parallel > 1 or by_nccl) else 0)
     if engine.kv_cache_gb is not None or not on_gpu:
         cache = int((engine.kv_cache_gb or CPU_KV_GB) * GB)
     else:
@@ -136,9 +138,11 @@ def engine_memory(
 
 
 def _transfer_buffers(shape: ModelShape, width: int, sync: SyncConfig, on_gpu: bool) -> int:
-    """Return the bytes of a transfer's buffers. A chunk is closed by the tensor that fills it, so it may be
-    larger by the largest tensor."""
+    """Return the bytes of a transfer's buffers: on a GPU those of NCCL, since gloo's lie in host memory. A
+    chunk is closed by the tensor that fills it, so it may be larger by the largest tensor."""
     largest = width * shape.largest_tensor
+    if on_gpu and sync.backend != "nccl":
+        return largest  # a tensor on its way between host and device
     if on_gpu:
         return NUM_SENDER_BUFFERS * (SENDER_BYTES + largest)
     return (sync.chunk_mb << 20) + largest

@@ -8,7 +8,7 @@ that the figures can be shown with it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from perm_ray.cluster.placement import check_engine_gpus, check_trainer, demands, total
 from perm_ray.cluster.planning.memory import (
@@ -156,10 +156,11 @@ def _roles(
     config: Config, machine: Machine, policy: ModelShape, judges: Mapping[str, ModelShape]
 ) -> tuple[Role, ...]:
     trainer, model = config.trainer, config.policy.model
-    ranks = rank_memory(policy, trainer, config.sync, longest(config))
-    budget = machine.gpu_bytes if trainer.num_gpus > 0 else None
+    sync = replace(config.sync, backend=config.transfer_backend)
+    ranks = rank_memory(policy, trainer, sync, longest(config))
+    budget = int(trainer.num_gpus * machine.gpu_bytes) if trainer.num_gpus > 0 else None
     return (
-        _engine_role("rollout engine", model, policy, config.rollout.engine, machine, config.sync),
+        _engine_role("rollout engine", model, policy, config.rollout.engine, machine, sync),
         *(
             _engine_role(f"judge engine {name}", engine.model, judges[name], engine, machine, None)
             for name, engine in config.judge_engines.items()

@@ -38,6 +38,14 @@ def test_a_gpu_configuration_fits(name: str) -> None:
     assert "NOT RUN on a GPU by this project" in text
 
 
+def test_the_configuration_of_one_gpu_fits_a_card_of_24_gb() -> None:
+    plan = planned("one-gpu.yaml", machine=Machine(24 * GB, gpus_per_node=1))
+    assert plan.problems == ()
+    assert sum(role.num_gpus for role in plan.roles) == pytest.approx(1.0)
+    assert sum(role.total for role in plan.roles) < 24 * GB
+    assert "NOT RUN on a GPU by this project" in (CONFIGS / "one-gpu.yaml").read_text()
+
+
 @pytest.mark.parametrize("name", ON_GPUS)
 def test_the_arithmetic_written_out_in_a_comment_is_right(name: str) -> None:
     text = (CONFIGS / name).read_text()
@@ -82,7 +90,7 @@ def test_the_whole_page_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     for role in ("rollout engine 0-1", "judge engine bystander 0", "trainer rank 0-3"):
         assert role in out
-    for told in ("73.2 of 80", "32.9 of 40", "weight sync", "host memory"):
+    for told in ("73.2 of 80", "33.5 of 40", "weight sync", "host memory"):
         assert told in out
 
 
@@ -108,12 +116,12 @@ REFUSED = {
     ),
     "a model too large for an engine's GPUs": (
         (THIRTY_TWO, "models.resonation.model=Qwen/Qwen2.5-72B-Instruct"),
-        r"judge engine resonation of .*-72B-Instruct needs 138\.\d GB before its KV cache, .* more "
+        r"judge engine resonation of .*-72B-Instruct needs 139\.\d GB before its KV cache, .* more "
         r"GPUs \(models\.resonation\.tensor_parallel_size and models\.resonation\.num_gpus\)\.",
     ),
     "a cache beyond an engine's share": (
         (SEVEN, "models.resonation.kv_cache_gb=24"),
-        r"takes 40\.9 GB, and has 40\.0 GB: change models\.resonation\.kv_cache_gb",
+        r"takes 41\.5 GB, and has 40\.0 GB: change models\.resonation\.kv_cache_gb",
     ),
     "an engine that spans other GPUs than it asks for": (
         (THIRTY_TWO, "rollout.engine.num_gpus=4"),

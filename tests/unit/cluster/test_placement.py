@@ -10,6 +10,7 @@ import pytest
 from perm_ray.cluster.placement import (
     Demand,
     Places,
+    check_gpus,
     demands,
     groups,
     missing_in_sum,
@@ -18,7 +19,7 @@ from perm_ray.cluster.placement import (
 )
 from perm_ray.cluster.session import check_socket_path
 from perm_ray.config.load import load_config
-from perm_ray.config.schema import Config, RayConfig
+from perm_ray.config.schema import RayConfig
 from perm_ray.errors import ConfigError
 from perm_ray.runs.run_plan import plan_run
 
@@ -112,12 +113,28 @@ def test_a_gpu_is_shared_on_purpose_only() -> None:
         dataclasses.replace(base, models=halves, judges=judges)
     on_purpose = dataclasses.replace(base, models=halves, judges=judges, ray=RayConfig(share_gpus=True))
     assert total(demands(on_purpose))["GPU"] == 4.0
-    with pytest.raises(ConfigError, match="NCCL"):
-        Config(
-            rollout=base.rollout,
-            trainer=dataclasses.replace(base.trainer, num_gpus=0.5),
-            ray=RayConfig(share_gpus=True),
-        )
+
+
+def test_one_gpu_is_enough_for_a_run_whose_weights_go_by_gloo() -> None:
+    shared = ["rollout.engine.num_gpus=0.3", "rollout.engine.gpu_memory_utilization=0.3"]
+    shared += ["models.judge.num_gpus=0.3", "models.judge.gpu_memory_utilization=0.3"]
+    with pytest.raises(ConfigError, match=r"ray\.share_gpus"):
+        load_config(None, [*shared, "trainer.num_gpus=0.4"])
+    shared.append("ray.share_gpus=true")
+    config = load_config(None, [*shared, "trainer.num_gpus=0.4"])
+    check_gpus(config)
+    assert config.transfer_backend == "gloo"
+    assert total(demands(config))["GPU"] == pytest.approx(1.0)
+    for wrong, said in (
+        ("trainer.num_ranks=2", "NCCL takes one process"),
+        ("sync.backend=nccl", "sync.backend"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            load_config(None, [*shared, "trainer.num_gpus=0.4", wrong])
+    assert load_config(None, [*shared, "trainer.num_gpus=1"]).transfer_backend == "nccl"
+    assert load_config(None, [*shared, "trainer.num_gpus=1", "sync.backend=gloo"]).transfer_backend == "gloo"
+    assert load_config("local").transfer_backend == "gloo"
+    assert load_config("one-gpu").transfer_backend == "gloo"
 
 
 def test_train_refuses_the_gpus_that_plan_refuses() -> None:

@@ -23,7 +23,7 @@ QWEN_7B = model_shape("Qwen/Qwen2.5-7B-Instruct")
 SMALL = ModelShape(2, 8, 16, 4, 2, 2, 100)
 GPU_ENGINE = EngineConfig(num_gpus=1)
 GPU_TRAINER = TrainerConfig(num_gpus=1, num_ranks=4)
-SYNC = SyncConfig()
+SYNC = SyncConfig(backend="nccl")
 
 
 # ---- engines --------------------------------------------------------------------------------
@@ -39,7 +39,7 @@ def test_bytes_of_the_cache_by_hand() -> None:
 def test_an_engines_cache_is_what_the_rest_leaves() -> None:
     memory = engine_memory(QWEN_7B, GPU_ENGINE, 80 * GB, None)
     assert memory.weights == 2 * 7_615_616_512
-    batch, logits = 2048, 3 * 4 * 64 * 152_064
+    batch, logits = 8192, 3 * 4 * 64 * 152_064
     assert memory.activations == 2 * batch * (4 * 3584 + 3 * 18_944 + 3584 + 2 * 512) + logits
     assert (memory.graphs, memory.overhead, memory.sync_buffers) == (GB, GB, 0)
     assert memory.total == pytest.approx(0.85 * 80 * GB, abs=2)
@@ -47,6 +47,9 @@ def test_an_engines_cache_is_what_the_rest_leaves() -> None:
     receiving = engine_memory(QWEN_7B, GPU_ENGINE, 80 * GB, SYNC)
     assert receiving.sync_buffers == 2 * (GB + 2 * 152_064 * 3584)
     assert receiving.overhead == 2 * GB
+    by_gloo = engine_memory(QWEN_7B, GPU_ENGINE, 80 * GB, SyncConfig(backend="gloo"))
+    assert by_gloo.sync_buffers == 2 * 152_064 * 3584  # its buffers lie in host memory
+    assert by_gloo.overhead == GB
 
 
 def test_an_engine_without_gpus_has_the_cache_that_is_set() -> None:

@@ -23,7 +23,7 @@ from perm_ray.types import FinishReason, SamplingParams
 
 def kwargs(temperature: float = 1.0, **changes: Any) -> dict[str, Any]:
     config = EngineConfig(max_model_len=4096, **changes)
-    return engine_kwargs(Path("/models/m"), config, 7, receives_weights=False, temperature=temperature)
+    return engine_kwargs(Path("/models/m"), config, 7, temperature=temperature)
 
 
 @pytest.mark.parametrize(("ranks", "executor"), [(1, "uni"), (2, "mp")])
