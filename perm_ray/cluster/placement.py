@@ -204,7 +204,8 @@ def reserve(config: RayConfig, rows: Sequence[Demand], say: Callable[[str], None
 
     lacking = missing_in_sum(rows, ray.cluster_resources()) if config.address is None else ""
     if lacking:
-        raise RunError(f"The run needs {lacking}: {_remedy(rows, ray.cluster_resources())}.")
+        more = "share a GPU as configs/one-gpu.yaml does" if " GPUs" in lacking else "raise ray.num_cpus"
+        raise RunError(f"The run needs {lacking}: {more}, or lower replicas.")
     wanted = groups(config, rows)
     reserved = [placement_group(group.bundles, strategy=group.strategy) for group in wanted]
     try:
@@ -226,13 +227,6 @@ def reserve(config: RayConfig, rows: Sequence[Demand], say: Callable[[str], None
             for row in group.rows
         }
     )
-
-
-def _remedy(rows: Sequence[Demand], found: Mapping[str, float]) -> str:
-    """Return what to do where a machine has too few CPUs, or too few GPUs."""
-    if found.get("GPU", 0.0) < total(rows).get("GPU", 0.0):
-        return "lower replicas and trainer.num_ranks, or share a GPU as configs/one-gpu.yaml does"
-    return "raise ray.num_cpus, or lower replicas"
 
 
 def _await(
