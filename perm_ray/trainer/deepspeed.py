@@ -5,6 +5,7 @@ Each odd line is a trap that was met and measured; the comment beside it says wh
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
@@ -26,6 +27,7 @@ from perm_ray.config.training import TrainerConfig
 from perm_ray.trainer.buffer_sizes import BUCKET_ELEMENTS
 from perm_ray.trainer.schedule import lr_factor
 
+_WAITS = itertools.count()  # every rank counts the same
 Engine: TypeAlias = Any  # a DeepSpeedEngine, whose own annotations do not fit what it does
 
 
@@ -68,6 +70,20 @@ def join(
     # An op that training never uses, which would be compiled now: 95 s, or a crash without ninja.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(backend, timeout=timeout)
+
+
+def wait_for_rank_0(rank: int, timeout_s: float) -> None:
+    """Have the other ranks wait until rank 0 comes here, after work that it did alone; every rank calls it.
+
+    Not a barrier: a collective's own limit (`collective_timeout_s`) would end the ranks while rank 0 still
+    writes a large model.
+    """
+    key = f"rank 0 was here {next(_WAITS)} times before"
+    store = dist.distributed_c10d._get_default_store()
+    if rank == 0:
+        store.set(key, "yes")
+    else:
+        store.wait([key], timedelta(seconds=timeout_s))
 
 
 def settings(config: TrainerConfig) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class Learner:
         if rank == 0 and config.zero_stage < 3:  # on the device that trains: its attention is other code
             check_packing(self._policy)
         self._average = WeightAverage(self._policy, config.ema_decay, rank) if config.ema_decay > 0 else None
-        self.state = RankState(self._engine, rank, config.num_ranks, self._average)
+        self.state = RankState(self._engine, rank, config.num_ranks, config.step_timeout_s, self._average)
         self._objective = self._choose_objective(temperature, task)
 
     def _choose_objective(self, temperature: float, task: Task) -> Objective:
@@ -151,7 +151,7 @@ class Learner:
         if self._config.lora.rank > 0:
             weights = AdapterWeights(self._policy, average)
             export_adapter(weights, self._config.lora, self._model_dir, adapter_folder(path), self._rank)
-        dist.barrier()  # when the call returns, the folder is there
+        ds.wait_for_rank_0(self._rank, self._config.step_timeout_s)  # when it returns, the folder is there
 
     def _must_stop(self, step: int, requested: bool, loss: float) -> bool:
         """Return whether any rank was asked to stop. Asked of all ranks together, so that none goes on

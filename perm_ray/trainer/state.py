@@ -31,7 +31,7 @@ from torch import Tensor
 
 from perm_ray.errors import CheckpointError, RunError
 from perm_ray.files import FileDigest, in_background, write_hashed
-from perm_ray.trainer.deepspeed import Engine
+from perm_ray.trainer.deepspeed import Engine, wait_for_rank_0
 from perm_ray.trainer.ema import WeightAverage
 
 TAG = "deepspeed"  # the folder that DeepSpeed makes in ours
@@ -71,12 +71,17 @@ class RankState:
     """The state of one rank's engine: saved, written, restored. Every rank calls the same."""
 
     def __init__(
-        self, engine: Engine, rank: int, num_ranks: int, average: WeightAverage | None = None
+        self,
+        engine: Engine,
+        rank: int,
+        num_ranks: int,
+        timeout_s: float,
+        average: WeightAverage | None = None,
     ) -> None:
         self._engine = engine
         self._average = average
         self._rank = rank
-        self._num_ranks = num_ranks
+        self._num_ranks, self._timeout_s = num_ranks, timeout_s
         self._copies = HostCopies()
         self._writing: Future[dict[str, FileDigest]] | None = None
         engine.checkpoint_engine = self._copies
@@ -136,7 +141,7 @@ class RankState:
         if self._rank == 0:
             shutil.rmtree(folder, ignore_errors=True)  # of a load that was killed
             _reshard(path / TAG, folder / TAG)
-        dist.barrier()
+        wait_for_rank_0(self._rank, self._timeout_s)
         self._engine._config.load_universal_checkpoint = True
         with _separate_groups(self._engine.optimizer.optimizer):
             self._engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=not self._frozen)

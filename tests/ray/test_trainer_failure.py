@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from perm_ray.config.schema import CheckpointConfig, Config
 from perm_ray.config.training import TrainerConfig
@@ -19,6 +20,7 @@ from perm_ray.errors import ActorTimeoutError, NotFiniteError, RunError
 from perm_ray.runs.checkpoint import Checkpoints
 from perm_ray.runs.replay import FailedStep
 from perm_ray.runs.run_state import RunState
+from perm_ray.trainer.deepspeed import wait_for_rank_0
 from perm_ray.trainer.group import TrainerGroup
 from tests.support.ranks import in_ranks
 from tests.support.sequences import one_turn
@@ -69,8 +71,16 @@ def test_a_step_that_is_not_finite_stops_and_the_checkpoint_before_it_becomes_wh
     assert list(again.sequences[:3]) == SOUND
 
 
-def test_a_rank_that_is_stuck_ends_the_group_and_is_named(group: TrainerGroup) -> None:
+def work_alone(_actor: object) -> None:
+    """Have rank 0 work for longer than a collective may take, and the other wait for it."""
+    if dist.get_rank() == 0:
+        time.sleep(COLLECTIVE_TIMEOUT_S + 2)
+    wait_for_rank_0(dist.get_rank(), 60)
+
+
+def test_rank_0_may_work_alone_for_long_and_a_rank_that_is_stuck_ends_the_group(group: TrainerGroup) -> None:
     group.train_step(0, SOUND)
+    in_ranks(group, work_alone)
     stuck = in_ranks(group, lambda _: os.getpid())[1]
     threading.Timer(0.3, os.kill, (stuck, signal.SIGSTOP)).start()
     began = time.monotonic()
