@@ -14,7 +14,8 @@ from pathlib import Path
 
 from perm_ray.config import CONFIGS
 
-BENCHMARKS = ("loop", "rollout", "judging", "learning", "checkpoint", "trainer", "finetune", "operations")
+BENCHMARKS = ("loop", "rollout", "judging", "evaluation", "learning", "checkpoint", "trainer", "finetune")
+BENCHMARKS += ("operations",)
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 
 
