@@ -13,8 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from perm_ray.cli.evaluate import report, with_progress
+from perm_ray.cluster.session import authenticate
 from perm_ray.errors import ConfigError, RunError
-from perm_ray.evaluation.model_comparison import Measured
+from perm_ray.evaluation.model_comparison import Measured, compare_models
 from perm_ray.runs.ablation import Ablation, check_cells, grid, policy_of, read_ablation, run_cells
 from perm_ray.runs.candidates import make_folder
 from perm_ray.runs.evaluate import evaluate, plan_evaluation
@@ -24,10 +25,18 @@ from perm_ray.runs.signals import StopSignals
 def run(options: argparse.Namespace) -> int:
     """Train every cell, grade every policy, print the table; 1 when a cell failed."""
     ablation = _ablation(options)
+    if options.jobs < 1:
+        raise ConfigError(f"--jobs must be 1 or more, found {options.jobs}.")
+    if options.address is not None:
+        authenticate(options.address)
+        options.out = options.out.absolute()  # the cluster's nodes have another working directory
+    at_once = 1 if options.address is None else options.jobs
     check_cells(ablation, options.out)
     make_folder(options.out)
     with StopSignals() as stop:
-        failed = run_cells(ablation, options.out, stop, lambda text: print(text, flush=True))
+        failed = run_cells(
+            ablation, options.out, stop, lambda text: print(text, flush=True), options.address, at_once
+        )
     done = [cell for cell in ablation.cells if cell not in failed]
     if not done:
         raise RunError(f"Every cell failed: see {options.out / 'logs'}.")
@@ -48,7 +57,9 @@ def run(options: argparse.Namespace) -> int:
         f"Reward of each seed: {spread}.",
         *(f"{cell.name} failed: {why}" for cell, why in failed.items()),
     ]
-    report(options, config, joined, "Ablations", remarks, config.data.heldout)
+    cells = {cell.name: {policy: answers[policy]} for cell, policy in policies.items()}
+    means = {name: compare_models(own, config.run.seed)[0].means for name, own in cells.items()}
+    report(options, config, joined, "Ablations", remarks, config.data.heldout, means)
     return 1 if failed else 0
 
 

@@ -10,7 +10,6 @@ import asyncio
 import secrets
 import sys
 import unicodedata
-import webbrowser
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -58,17 +57,15 @@ def run(options: argparse.Namespace) -> int:
         if options.terminal:
             asyncio.run(_Terminal(chat, options.hidden).talk())
         else:
-            _serve(chat, f"Talk to {' and '.join(each.name for each in plan.candidates)}", port, options.open)
+            _serve(chat, f"Talk to {' and '.join(each.name for each in plan.candidates)}", port)
     return 0
 
 
-def _serve(chat: Chat, title: str, port: int, opened: bool) -> None:
+def _serve(chat: Chat, title: str, port: int) -> None:
     secret = secrets.token_urlsafe(18)
     app = chat_app(chat, title, chat.perspectives, secret)
     address = f"http://{HOST}:{port}/{secret}/"
     print(f"Talk at {address}\nCtrl-C ends it.", flush=True)
-    if opened:
-        webbrowser.open(address)
     settings = uvicorn.Config(
         app,
         host=HOST,

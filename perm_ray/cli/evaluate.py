@@ -208,15 +208,17 @@ def report(
     title: str,
     remarks: Sequence[str],
     data: str,
+    children: Mapping[str, Mapping[str, float]] | None = None,
 ) -> int:
-    """Write the figures and the page, print the table, and log to MLflow when asked."""
+    """Write the figures and the page, print the table, and log to MLflow when asked; `children` are the
+    figures of runs below this one there."""
     console = Console()
     figures = compare_models(answers, config.run.seed)
     document = {"title": title, "remarks": list(remarks), "models": [asdict(each) for each in figures]}
     page = {"title": title, "remarks": remarks, "figures": figures, "measures": _measures(figures)}
     means = {f"{each.model}/{name}": value for each in figures for name, value in each.means.items()}
     _show(figures, console)
-    return _write(options, config, document, page, means, data, console)
+    return _write(options, config, document, page, means, data, console, children)
 
 
 def _write(
@@ -227,6 +229,7 @@ def _write(
     metrics: Mapping[str, float],
     data: str,
     console: Console,
+    children: Mapping[str, Mapping[str, float]] | None = None,
 ) -> int:
     """Write figures and page into the folder, and log to MLflow when asked."""
     folder = options.out
@@ -237,10 +240,15 @@ def _write(
     if options.mlflow:
         files = [folder / "evaluation.json", folder / "evaluation.html"]
         params = {"data": data, "models": ", ".join(options.arguments)}
-        named = {metric_name(name): value for name, value in metrics.items()}
-        uri = log_report(config.tracking, f"evaluation-{folder.name}", folder, named, params, files)
+        named = _named(metrics)
+        below = {name: _named(figures) for name, figures in (children or {}).items()}
+        uri = log_report(config.tracking, f"evaluation-{folder.name}", folder, named, params, files, below)
         console.print(f"MLflow: {uri}", markup=False, soft_wrap=True)
     return 0
+
+
+def _named(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {metric_name(name): value for name, value in metrics.items()}
 
 
 def _show(figures: Sequence[ModelFigures], console: Console) -> None:

@@ -177,15 +177,15 @@ def _eqbench3(parser: ArgumentParser) -> None:
 
 def _ablate(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    says = (
-        "a file of variants, such as configs/ablations.yaml, and values such as run.steps=20 for every cell"
-    )
+    says = "a file of variants, such as configs/ablations.yaml, and values for every cell (run.steps=20)"
     add("arguments", nargs="*", help=says, metavar="FILE | a.b=c")
     says = "instead of a file: every combination of these values"
     add("--grid", nargs="+", default=[], help=says, metavar="a.b=c,d")
     add("--base", default="local", help="configuration of --grid (default: local)", metavar="FILE")
     add("--seeds", default=None, help="instead of the file's, such as 1,2,3 (--grid: 42)", metavar="N,M")
     add("--out", type=Path, default=Path("ablation"), help="default: ablation", metavar="DIR")
+    add("--address", default=None, help="run the cells as jobs of this Ray cluster", metavar="URL")
+    add("--jobs", type=int, default=1, help="jobs at a time (default: 1)", metavar="N")
     add("--mlflow", action="store_true", help="log the figures to tracking.mlflow_uri")
 
 
@@ -207,7 +207,6 @@ def _chat(parser: ArgumentParser) -> None:
     add("--hidden", action="store_true", help="--terminal: random sides, names and scores after the choice")
     add("--no-judges", action="store_true", help="start no judges")
     add("--port", type=int, default=8080, help="on this machine (default: 8080; 0: any)", metavar="N")
-    add("--open", action="store_true", help="open the page in the browser")
     says = "for ratings.jsonl and the servers' logs (default: chat in the run directory, or here)"
     _file(parser, "--out", says, "DIR")
 

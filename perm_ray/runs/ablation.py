@@ -1,7 +1,8 @@
-"""Train the same run in several variants and seeds, one after the other; each is a cell of a table.
+"""Train the same run in several variants and seeds; each is a cell of a table.
 
-A cell is `perm-ray train` in a process of its own, in a run directory of its own: what is finished is not run
-again, what was begun is resumed, and a cell that failed is told and does not stop the others.
+A cell is `perm-ray train` in a process of its own, or a job of a Ray cluster, in a run directory of its own:
+what is finished is not run again, what was begun is resumed, and a cell that failed is told and does not stop
+the others.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +25,7 @@ from typing import BinaryIO
 
 import yaml
 
+from perm_ray.cluster.jobs.client import JobsClient
 from perm_ray.config.load import load_config
 from perm_ray.config.schema import Config
 from perm_ray.errors import ConfigError, PermRayError
@@ -134,9 +137,22 @@ def check_cells(ablation: Ablation, folder: Path) -> None:
 
 
 def run_cells(
-    ablation: Ablation, folder: Path, stop: StopSignals, say: Callable[[str], None]
+    ablation: Ablation,
+    folder: Path,
+    stop: StopSignals,
+    say: Callable[[str], None],
+    address: str | None = None,
+    at_once: int = 1,
 ) -> dict[Cell, str]:
     """Run every cell that has not finished, in order.
+
+    Args:
+        ablation: The cells.
+        folder: Where their runs and logs are; with `address`, on storage that the cluster's nodes share.
+        stop: Says when to stop.
+        say: Called with a line of text.
+        address: A Ray cluster's dashboard, where cells are jobs; None runs them here.
+        at_once: Jobs that are in the cluster at a time.
 
     Returns:
         Why a cell has no policy, for those that failed.
@@ -144,20 +160,33 @@ def run_cells(
     Raises:
         Interrupted: It was asked to stop; run it again to go on.
     """
-    failed = {}
-    for number, cell in enumerate(ablation.cells, start=1):
+
+    def run(number: int, cell: Cell) -> str:
+        """Run one cell; returns why it failed, or an empty text."""
         directory = RunDirectory(folder / "cells" / cell.name)
         where = f"[{number}/{len(ablation.cells)}] {cell.name}"
         if directory.finished:
             say(f"{where}: finished before")
-            continue
+            return ""
         say(where)
+        command = _local_command if address is None else partial(_job_command, address)
         with _locked(_log(folder, cell), stop, partial(say, f"{where}: waiting, it still runs")) as log:
-            code = 0 if directory.finished else _train(ablation, cell, directory, folder, stop, log)
-        if not directory.finished:
-            failed[cell] = _last_line(_log(folder, cell)) or f"exit code {code}"
-            say(f"{where}: failed ({failed[cell]})")
-    return failed
+            code = 0
+            if not directory.finished:
+                code = _wait(command(ablation, cell, directory, folder), stop, log)
+        if directory.finished:
+            return ""
+        why = _last_line(_log(folder, cell)) or f"exit code {code}"
+        say(f"{where}: failed ({why})")
+        return why
+
+    with ThreadPoolExecutor(at_once) as pool:
+        runs = {cell: pool.submit(run, place, cell) for place, cell in enumerate(ablation.cells, start=1)}
+        try:
+            found = {cell: each.result() for cell, each in runs.items()}
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return {cell: why for cell, why in found.items() if why}
 
 
 def policy_of(cell: Cell, folder: Path) -> Path:
@@ -188,21 +217,36 @@ def _take(log: BinaryIO) -> bool:
     return True
 
 
-def _train(
-    ablation: Ablation,
-    cell: Cell,
-    directory: RunDirectory,
-    folder: Path,
-    stop: StopSignals,
-    log: BinaryIO,
-) -> int:
-    """Run one cell to its end, from its last checkpoint where there is one; a signal ends it as well."""
-    command = [sys.executable, "-m", "perm_ray.cli.main", "train"]
+def _local_command(ablation: Ablation, cell: Cell, directory: RunDirectory, folder: Path) -> list[str]:
+    """Return the `perm-ray train` that runs a cell, from its last checkpoint where there is one."""
+    return [
+        "train",
+        *_begin_or_resume(directory, ["--config", ablation.base, *ablation.overrides(cell, folder)]),
+    ]
+
+
+def _job_command(
+    address: str, ablation: Ablation, cell: Cell, directory: RunDirectory, folder: Path
+) -> list[str]:
+    """Return the verb that runs a cell as a job; one that outlived an ablation is only followed."""
+    at = ["--address", address]
+    if any(job.run == cell.name and not job.ended for job in JobsClient(address).jobs()):
+        return ["logs", *at, "--follow", cell.name]
+    given = ["--config", ablation.base, *ablation.overrides(cell, folder)]
+    resumed = _begin_or_resume(directory, [])
+    return ["submit", *at, "--wait-for-resources", "--follow", *given, *resumed]
+
+
+def _begin_or_resume(directory: RunDirectory, beginning: list[str]) -> list[str]:
     if any((directory.path / "checkpoints").glob("step_*")):
-        command += ["--resume", str(directory.path)]
-    else:
-        shutil.rmtree(directory.path, ignore_errors=True)  # begun, without a checkpoint
-        command += ["--config", ablation.base, *ablation.overrides(cell, folder)]
+        return ["--resume", str(directory.path)]
+    shutil.rmtree(directory.path, ignore_errors=True)  # begun, without a checkpoint
+    return beginning
+
+
+def _wait(command: Sequence[str], stop: StopSignals, log: BinaryIO) -> int:
+    """Run a verb to its end; a signal ends it as well. A job goes on in its cluster."""
+    command = [sys.executable, "-m", "perm_ray.cli.main", *command]
     process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     try:
         while process.poll() is None:

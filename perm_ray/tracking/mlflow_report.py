@@ -23,10 +23,12 @@ def log_report(
     metrics: Mapping[str, float],
     params: Mapping[str, str],
     files: Sequence[Path],
+    children: Mapping[str, Mapping[str, float]] | None = None,
 ) -> str:
     """Log a run to `tracking.mlflow_uri`, or to an sqlite file in `directory`; returns the address.
 
-    Each request is bounded by MLflow's own timeout. Raises `RunError` when MLflow does not take it.
+    `children` are runs below it, by name, each with metrics of its own. Each request is bounded by MLflow's
+    own timeout. Raises `RunError` when MLflow does not take it.
     """
     uri = tracking_uri(config, directory)
     with _explained(uri, f"the report; its files are in {directory}"):
@@ -39,6 +41,12 @@ def log_report(
             client.log_metric(run_id, name, value)
         for file in files:
             client.log_artifact(run_id, str(file))
+        for name, figures in (children or {}).items():
+            tags = {"mlflow.parentRunId": run_id}
+            child = client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
+            for metric, value in figures.items():
+                client.log_metric(child, metric, value)
+            client.set_terminated(child, "FINISHED")
         client.set_terminated(run_id, "FINISHED")
     return redact_text(uri)
 

@@ -321,6 +321,20 @@ def test_a_report_is_one_run_of_mlflow(tmp_path: Path) -> None:
     assert [entry.path for entry in client.list_artifacts(found.info.run_id)] == ["calibration.json"]
 
 
+def test_a_report_of_many_runs_has_them_below_it(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    config, children = TrackingConfig(), {"a-seed1": {"reward": 0.5}, "a-seed2": {"reward": 0.25}}
+    uri = log_report(config, "ablation", tmp_path, {"a/reward": 0.375}, {}, [], children)
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name(config.experiment)
+    assert experiment is not None
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    parent = runs.pop("ablation").info.run_id
+    assert {name: run.data.metrics for name, run in runs.items()} == children
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent}
+
+
 def test_a_server_that_is_away_is_said_in_a_sentence(tmp_path: Path) -> None:
     config = replace(TrackingConfig(), mlflow_uri="http://user:secret@127.0.0.1:9")
     with pytest.raises(RunError, match="did not take the report") as caught:

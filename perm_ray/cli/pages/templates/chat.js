@@ -20,11 +20,11 @@ function choose() {
   for (const name of ["persona", "scenario", "query"]) field(name).value = scenario ? scenario[name] : "";
 }
 
-// What was chosen, as long as nobody wrote over it: its language and culture are those of the text.
+// The texts; with the language and culture of the chosen scenario, as long as nobody wrote over what is said.
 function written() {
   const texts = Object.fromEntries(["persona", "scenario", "query"].map((name) => [name, field(name).value.trim()]));
   const chosen = setup.scenarios[document.getElementById("choice").value];
-  const { language = null, culture = null } = chosen ?? {};
+  const { language = null, culture = null } = chosen?.query === texts.query ? chosen : {};
   return { ...texts, language, culture, hidden: Boolean(hiddenBox?.checked) };
 }
 
