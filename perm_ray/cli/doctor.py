@@ -9,6 +9,7 @@ from pathlib import Path
 
 from perm_ray.cli.jobs import resolve_address
 from perm_ray.cluster.doctor.finding import Level
+from perm_ray.cluster.doctor.gpus import check_gpus
 from perm_ray.cluster.doctor.machine import check_exposure, check_machine, check_token_file, listeners
 from perm_ray.cluster.doctor.services import check_cluster, check_services
 from perm_ray.config.load import load_config
@@ -22,6 +23,7 @@ def run(options: argparse.Namespace) -> int:
     token_file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     findings = [
         *check_machine(config),
+        *check_gpus(config),
         *check_services(config),
         check_exposure(listeners()),
         *([] if token else check_token_file(token_file)),  # Ray reads it when the environment has none

@@ -16,9 +16,9 @@ FILES = sorted(PACKAGE.glob("**/*.py"))
 
 LOOP_LINES = 100
 FILE_LINES = 300
-# 2,800 of them for what issue 14 added since (evaluations, chat); the goal of the restructuring was 14,000,
-# of all lines: 14,900 are code, the others docstrings, imports and empty.
-PACKAGE_LINES = 25_350
+# 3,100 of them for what issues 14 and 16 added since (evaluations, chat, GPUs); the goal of the restructuring
+# was 14,000, of all lines: 14,900 are code, the others docstrings, imports and empty.
+PACKAGE_LINES = 25_500
 TOP_LEVEL_ENTRIES = 18
 README_LINES = 150
 # Longer than they may be, until they are divided.

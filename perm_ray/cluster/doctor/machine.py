@@ -38,11 +38,10 @@ def check_machine(config: Config) -> Iterator[Finding]:
 
 def _python() -> Finding:
     version = platform.python_version()
-    if platform.python_version_tuple()[:2] == ("3", "11"):
+    wanted = "3.12" if _version("nvidia-ml-py") else "3.11"  # of gpu.lock and cpu.lock
+    if version.startswith(f"{wanted}."):
         return ok("python", version)
-    return warning(
-        "python", version, "the lock is for Python 3.11: make the environment with it (make setup)"
-    )
+    return warning("python", version, f"the lock is for Python {wanted}: make the environment with it")
 
 
 def _packages() -> Iterator[Finding]:
