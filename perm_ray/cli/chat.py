@@ -43,16 +43,18 @@ def run(options: argparse.Namespace) -> int:
     make_folder(folder)
     judges = None if options.no_judges else Judges(config)
     with StopSignals() as stop, suppress(Interrupted), ExitStack() as stack:
-        servers = []
+        names = ", ".join(each.name for each in plan.candidates)
+        print(f"Starting {names}{' and the judges' if judges else ''} ...", file=sys.stderr, flush=True)
+        servers, engine = [], config.rollout.engine
         for place, each in enumerate(plan.candidates):
-            print(f"Starting {each.name} ...", file=sys.stderr, flush=True)
             log, name = folder / f"server_{place}.log", each.digest[:16]
-            engine = config.rollout.engine
-            servers.append(stack.enter_context(served(each.folder, name, engine, config.run.seed, log=log)))
+            serving = served(each.folder, name, engine, config.run.seed, log=log, wait=False)
+            servers.append(stack.enter_context(serving))
         if judges is not None:
-            print("Starting the judges ...", file=sys.stderr, flush=True)
             stack.enter_context(judges)
             stop.reinstall()
+        for server in servers:
+            server.wait_until_up(engine.start_timeout_s)
         chat = Chat(plan, servers, judges, folder / RATINGS)
         if options.terminal:
             asyncio.run(_Terminal(chat, options.hidden).talk())

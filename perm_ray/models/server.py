@@ -32,12 +32,31 @@ _SERVER = "vllm.entrypoints.openai.api_server"
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A model that is up: `base_url` ends in /v1, `name` is the model's at the endpoint, `key` opens it."""
+    """A served model: `base_url` ends in /v1, `name` is the model's at the endpoint, `key` opens it."""
 
     base_url: str
     name: str
     key: str
     process: subprocess.Popen[bytes]
+    log: Path | None = None
+
+    def wait_until_up(self, timeout_s: float) -> None:
+        """Wait until it answers. Raises `RunError` when it ended, or did not answer in time."""
+        health = f"{self.base_url.removesuffix('/v1')}/health"
+        where = "above" if self.log is None else f"in {self.log}"
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            code = self.process.poll()
+            if code is not None:
+                raise RunError(f"vLLM's server ended with exit code {code}: its own words are {where}.")
+            try:
+                with urllib.request.urlopen(health, timeout=5):
+                    return
+            except (urllib.error.URLError, OSError):
+                time.sleep(_POLL_S)
+        raise RunError(
+            f"vLLM's server did not answer within {timeout_s:.0f} s: raise start_timeout_s, or look {where}."
+        )
 
 
 @contextmanager
@@ -49,6 +68,7 @@ def served(
     port: int = 0,
     log: Path | None = None,
     fit_log: Path | None = None,
+    wait: bool = True,
 ) -> Iterator[Served]:
     """Start a server, give it when it answers, and end it with the block.
 
@@ -61,6 +81,7 @@ def served(
         log: A file for the server's own words; None lets it speak to this terminal.
         fit_log: A JSONL file for the requests, which are made to fit the context, with a quarter of it for
             the answer (`fit_context.py`). None leaves requests as they are.
+        wait: False gives it at once: several start together, and `Served.wait_until_up` waits for each.
 
     Raises:
         ConfigError: Something else listens at the port.
@@ -82,10 +103,11 @@ def served(
         process = subprocess.Popen(
             command, env=environment, stdout=output, stderr=output, start_new_session=True
         )
-    where = "above" if log is None else f"in {log}"
     try:
-        _wait_until_up(process, f"http://{HOST}:{port}/health", config.start_timeout_s, where)
-        yield Served(f"http://{HOST}:{port}/v1", name, key, process)
+        server = Served(f"http://{HOST}:{port}/v1", name, key, process, log)
+        if wait:
+            server.wait_until_up(config.start_timeout_s)
+        yield server
     finally:
         _end(process)
 
@@ -113,23 +135,6 @@ def free_port(port: int) -> int:
             f"--port must be free on {HOST}, found {port} in use ({error.strerror}): choose another, or 0 "
             "for any."
         ) from error
-
-
-def _wait_until_up(process: subprocess.Popen[bytes], health: str, timeout_s: float, where: str) -> None:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise RunError(
-                f"vLLM's server ended with exit code {process.returncode}: its own words are {where}."
-            )
-        try:
-            with urllib.request.urlopen(health, timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(_POLL_S)
-    raise RunError(
-        f"vLLM's server did not answer within {timeout_s:.0f} s: raise start_timeout_s, or look {where}."
-    )
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

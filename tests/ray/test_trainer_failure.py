@@ -71,16 +71,14 @@ def test_a_step_that_is_not_finite_stops_and_the_checkpoint_before_it_becomes_wh
     assert list(again.sequences[:3]) == SOUND
 
 
-def work_alone(_actor: object) -> None:
-    """Have rank 0 work for longer than a collective may take, and the other wait for it."""
-    if dist.get_rank() == 0:
-        time.sleep(COLLECTIVE_TIMEOUT_S + 2)
-    wait_for_rank_0(dist.get_rank(), 60)
-
-
 def test_rank_0_may_work_alone_for_long_and_a_rank_that_is_stuck_ends_the_group(group: TrainerGroup) -> None:
+    def work_alone(_: object, seconds: float) -> None:
+        if dist.get_rank() == 0:
+            time.sleep(seconds)
+        wait_for_rank_0(dist.get_rank(), 60)
+
     group.train_step(0, SOUND)
-    in_ranks(group, work_alone)
+    in_ranks(group, work_alone, COLLECTIVE_TIMEOUT_S + 2)
     stuck = in_ranks(group, lambda _: os.getpid())[1]
     threading.Timer(0.3, os.kill, (stuck, signal.SIGSTOP)).start()
     began = time.monotonic()
