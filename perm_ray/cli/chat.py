@@ -51,7 +51,11 @@ def run(options: argparse.Namespace) -> int:
             serving = served(each.folder, name, engine, config.run.seed, log=log, wait=False)
             servers.append(stack.enter_context(serving))
         if judges is not None:
-            stack.enter_context(judges)
+            try:
+                stack.enter_context(judges)
+            except SystemError:  # Ray raises it when a signal's exception comes while it waits
+                stop.check()
+                raise
             stop.reinstall()
         for server in servers:
             server.wait_until_up(engine.start_timeout_s)
