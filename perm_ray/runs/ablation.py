@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -126,7 +126,8 @@ def check_cells(ablation: Ablation, folder: Path) -> None:
         try:
             config = load_config(ablation.base, ablation.overrides(cell, folder))
             plan_run(config)
-            same = not begun.config_file.is_file() or load_config(begun.config_file) == config
+            then = load_config(begun.config_file) if begun.config_file.is_file() else config
+            same = replace(then, ray=config.ray) == config  # a job's cluster is where it runs, no setting
         except PermRayError as error:
             raise ConfigError(f"{cell.variant}: {error}") from error
         if not same:
