@@ -81,11 +81,6 @@ def test_an_endpoint_is_evaluated_beside_a_model(tiny_model: Path, tmp_path: Pat
     assert found["means"]["tokens"] == 9.0  # words, to this endpoint
     assert "reward" in found["means"]
 
-    again = evaluate("away", "--config", config, "--limit", 2, "--out", tmp_path / "other")
-    assert again.returncode == 2
-    assert "models.away must be an endpoint that answers" in again.stderr
-    assert not list((tmp_path / "other").glob("answers/*"))
-
 
 @pytest.mark.ray
 @pytest.mark.timeout(400)
@@ -136,27 +131,6 @@ def test_pairs_of_replies_are_judged_in_both_orders(tiny_model: Path, tmp_path: 
     written = file.stat().st_mtime_ns
     assert evaluate(*given, verb="compare").returncode == 0  # no engine is started
     assert file.stat().st_mtime_ns == written
-
-
-@pytest.mark.ray
-@pytest.mark.timeout(600)
-def test_a_run_ends_with_truth_before_and_after_once(tiny_model: Path, tmp_path: Path) -> None:
-    """Slow since it is a whole run, and then all of `builtin:truth` twice."""
-    config = tmp_path / "tiny.yaml"
-    config.write_text(tiny_run(tiny_model, tmp_path / "runs", mlflow=False))
-    given = ("evaluation.truth=true", "run.name=a", "run.steps=1", "evaluation.num_scenarios=0")
-    done = run_program("train", "--config", config, *given)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = tmp_path / "runs" / "a" / "truth" / "evaluation.json"
-    before, after = json.loads(found.read_text())["models"]
-    assert (before["model"], after["model"]) == ("a, before", "a, after")
-    assert after["differences"]["all items"]["pairs"] == 130
-    assert "Truth and boundaries" in done.stdout
-    written = {file: file.stat().st_mtime_ns for file in (found.parent / "answers").iterdir()}
-    again = run_program("train", "--resume", tmp_path / "runs" / "a")
-    assert again.returncode == 0, again.stderr[-3000:]
-    assert "nothing to resume" in again.stdout
-    assert {file: file.stat().st_mtime_ns for file in (found.parent / "answers").iterdir()} == written
 
 
 def test_what_cannot_be_evaluated_is_refused(tiny_model: Path, tmp_path: Path) -> None:

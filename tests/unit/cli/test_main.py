@@ -112,15 +112,15 @@ MISTAKES = {
 }
 
 MAKE_THEM_ALL = """
-import contextlib, io, json, sys, time
+import contextlib, io, json, sys
 from perm_ray.cli.main import main
 
 answers = []
 for arguments in json.load(sys.stdin):
-    out, err, start = io.StringIO(), io.StringIO(), time.monotonic()
+    out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main(["train", *arguments])
-    answers.append([code, out.getvalue(), err.getvalue(), time.monotonic() - start])
+    answers.append([code, out.getvalue(), err.getvalue()])
 loaded = sorted(sys.modules)
 import ray
 json.dump({"answers": answers, "loaded": loaded, "ray": ray.is_initialized()}, sys.stdout)
@@ -132,7 +132,6 @@ class Answer:
     code: int
     out: str
     err: str
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -203,7 +202,6 @@ def test_a_mistake_is_answered_with_one_sentence_and_exit_code_2(answers: Answer
     assert answer.err.find("\n") == len(answer.err) - 1  # one line, and no traceback
     for part in MISTAKES[name].said:
         assert part in answer.err
-    assert answer.seconds < 5.0
 
 
 def test_no_mistake_starts_ray_loads_anything_heavy_or_leaves_a_file_behind(answers: Answers) -> None:
