@@ -11,7 +11,7 @@ import os
 import random
 import secrets
 import threading
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -139,7 +139,7 @@ class Chat:
         """Return those from which answers are judged; none where nobody judges."""
         return self._judges.perspectives if self._judges is not None else {}
 
-    async def answer(self, pair: Pair, sides: Sequence[int] = (0, 1)) -> AsyncIterator[Event]:
+    async def answer(self, pair: Pair, sides: Sequence[int] = (0, 1)) -> AsyncGenerator[Event, None]:
         """Yield what the models write as they write it, each whole answer, and what the judges say of it.
 
         A side that fails yields `failed` with the reason; the other side goes on. Only those of `sides`
