@@ -17,7 +17,7 @@ from perm_ray.cluster.session import authenticate
 from perm_ray.errors import ConfigError, RunError
 from perm_ray.evaluation.model_comparison import Measured, compare_models
 from perm_ray.runs.ablation import Ablation, check_cells, grid, policy_of, read_ablation, run_cells
-from perm_ray.runs.candidates import make_folder
+from perm_ray.runs.candidates import make_folder, names_and_overrides
 from perm_ray.runs.evaluate import evaluate, plan_evaluation
 from perm_ray.runs.signals import StopSignals
 
@@ -64,8 +64,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _ablation(options: argparse.Namespace) -> Ablation:
-    common = [each for each in options.arguments if "=" in each and not Path(each).exists()]
-    files = [each for each in options.arguments if each not in common]
+    files, common = names_and_overrides(options.arguments)
     seeds = _seeds(options.seeds)
     if options.grid and not files:
         return grid(options.base, options.grid, seeds or [42], common)

@@ -23,7 +23,7 @@ from perm_ray.config.load import load_config
 from perm_ray.data.items import make_scenario
 from perm_ray.errors import DataError, Interrupted
 from perm_ray.judges.startup import Judges
-from perm_ray.models.server import HOST, free_port, served
+from perm_ray.models.server import HOST, claimed_port, served
 from perm_ray.runs.candidates import config_of_run, make_folder, models_and_overrides, run_of
 from perm_ray.runs.chat_session import RATINGS, Chat, Pair, plan_chat
 from perm_ray.runs.signals import StopSignals
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     found = run_of(models[0])
     config = load_config(options.config or config_of_run(found), overrides)
     plan = plan_chat(config, models)
-    port = free_port(options.port)
+    port = claimed_port(options.port)
     folder = options.out or (Path() if found is None else found.path) / "chat"
     make_folder(folder)
     judges = None if options.no_judges else Judges(config)
@@ -51,11 +51,8 @@ def run(options: argparse.Namespace) -> int:
             serving = served(each.folder, name, engine, config.run.seed, log=log, wait=False)
             servers.append(stack.enter_context(serving))
         if judges is not None:
-            try:
+            with stop.raised_through_ray():
                 stack.enter_context(judges)
-            except SystemError:  # Ray raises it when a signal's exception comes while it waits
-                stop.check()
-                raise
             stop.reinstall()
         for server in servers:
             server.wait_until_up(engine.start_timeout_s)
@@ -69,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _serve(chat: Chat, title: str, port: int) -> None:
     secret = secrets.token_urlsafe(18)
-    app = chat_app(chat, title, chat.perspectives, secret)
+    app = chat_app(chat, title, secret)
     address = f"http://{HOST}:{port}/{secret}/"
     print(f"Talk at {address}\nCtrl-C ends it.", flush=True)
     settings = uvicorn.Config(

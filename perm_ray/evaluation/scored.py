@@ -113,14 +113,6 @@ def resume(path: Path, items: Sequence[JudgeItem], setup: Setup, again: bool = F
     return done
 
 
-def append_row(path: Path, line: str) -> None:
-    """Add one line, on the disk before it returns: a row that was paid for is not lost."""
-    with path.open("ab") as file:
-        file.write(line.encode("utf-8", errors="replace"))
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _drop_cut_line(path: Path) -> None:
     """Take away what follows the last line end: the row that was being written when something stopped."""
     data = path.read_bytes()

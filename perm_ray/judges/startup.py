@@ -208,7 +208,10 @@ class Judges:
             language: A BCP 47 tag, which chooses the rubrics' variants.
         """
         about = make_scenario(persona, scenario, query, language)
-        item = JudgeItem("score", about, Sections(analysis, response))
+        return self.verdict(JudgeItem("score", about, Sections(analysis, response)))
+
+    def verdict(self, item: JudgeItem) -> Verdict:
+        """Judge one text from every perspective that can be asked, and return its reward as well."""
         ((_, judgments),) = self.judge([item])
         reward, why, _ = reward_of_asked(judgments, self.perspectives, self.config.rewards)
         return Verdict(judgments, reward, why)

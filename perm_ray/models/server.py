@@ -87,7 +87,7 @@ def served(
         ConfigError: Something else listens at the port.
         RunError: The server ended, or did not answer within `start_timeout_s`.
     """
-    port = free_port(port)
+    port = claimed_port(port)
     key = os.environ.get("VLLM_API_KEY") or secrets.token_urlsafe(24)
     environment = {**os.environ, **engine_env(config), "VLLM_API_KEY": key}
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING")  # the server has a process for its engine
@@ -125,7 +125,7 @@ def _arguments(folder: Path, config: EngineConfig, seed: int) -> list[str]:
     return arguments
 
 
-def free_port(port: int) -> int:
+def claimed_port(port: int) -> int:
     """Return `port`, or one that is free for 0. Raises `ConfigError` when something listens there."""
     try:
         with socket.create_server((HOST, port)) as listener:

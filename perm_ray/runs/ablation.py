@@ -220,10 +220,7 @@ def _take(log: BinaryIO) -> bool:
 
 def _local_command(ablation: Ablation, cell: Cell, directory: RunDirectory, folder: Path) -> list[str]:
     """Return the `perm-ray train` that runs a cell, from its last checkpoint where there is one."""
-    return [
-        "train",
-        *_begin_or_resume(directory, ["--config", ablation.base, *ablation.overrides(cell, folder)]),
-    ]
+    return ["train", *(_resume_option(directory) or _settings(ablation, cell, folder))]
 
 
 def _job_command(
@@ -233,16 +230,20 @@ def _job_command(
     at = ["--address", address]
     if any(job.run == cell.name and not job.ended for job in JobsClient(address).jobs()):
         return ["logs", *at, "--follow", cell.name]
-    given = ["--config", ablation.base, *ablation.overrides(cell, folder)]
-    resumed = _begin_or_resume(directory, [])
-    return ["submit", *at, "--wait-for-resources", "--follow", *given, *resumed]
+    given = [*_settings(ablation, cell, folder), *_resume_option(directory)]
+    return ["submit", *at, "--wait-for-resources", "--follow", *given]
 
 
-def _begin_or_resume(directory: RunDirectory, beginning: list[str]) -> list[str]:
+def _settings(ablation: Ablation, cell: Cell, folder: Path) -> list[str]:
+    return ["--config", ablation.base, *ablation.overrides(cell, folder)]
+
+
+def _resume_option(directory: RunDirectory) -> list[str]:
+    """Return the option that goes on with a run; none, in a clean directory, where there is no checkpoint."""
     if any((directory.path / "checkpoints").glob("step_*")):
         return ["--resume", str(directory.path)]
-    shutil.rmtree(directory.path, ignore_errors=True)  # begun, without a checkpoint
-    return beginning
+    shutil.rmtree(directory.path, ignore_errors=True)
+    return []
 
 
 def _wait(command: Sequence[str], stop: StopSignals, log: BinaryIO) -> int:

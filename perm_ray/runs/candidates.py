@@ -92,10 +92,16 @@ def named_models(name: str) -> list[tuple[str, Path]]:
 
 def models_and_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the models among the arguments, and the overrides. Raises `DataError` without a model."""
-    models = [each for each in arguments if "=" not in each or Path(each).exists()]
+    models, overrides = names_and_overrides(arguments)
     if not models:
         raise DataError("A model must be named, found none: name one or more.")
-    return models, [each for each in arguments if each not in models]
+    return models, overrides
+
+
+def names_and_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the names of models or files among the arguments, and the overrides (a.b=c)."""
+    names = [each for each in arguments if "=" not in each or Path(each).exists()]
+    return names, [each for each in arguments if each not in names]
 
 
 def config_of_run(run: RunDirectory | None) -> Path:

@@ -6,8 +6,6 @@ A pair of answers of which a person prefers one becomes a row that `judge train`
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import random
 import secrets
 import threading
@@ -25,12 +23,12 @@ from perm_ray.data.documents import Document
 from perm_ray.data.prompts import build_prompts, is_empty, load_template, split_sections
 from perm_ray.data.scenarios import load_scenarios
 from perm_ray.errors import ConfigError, DataError
+from perm_ray.files import append_row, json_line
 from perm_ray.judges.perspective import Perspective
 from perm_ray.judges.startup import Judges
 from perm_ray.models.chat import ChatRenderer
 from perm_ray.models.resolve import check_context
 from perm_ray.models.server import Served
-from perm_ray.rewards.reward import reward_of_asked
 from perm_ray.runs.candidates import Candidate, find_candidates
 from perm_ray.tracking.samples import judgment_row
 from perm_ray.types import JudgeItem, Prompt, Scenario, Sections
@@ -202,10 +200,10 @@ class Chat:
         """Have the answer judged, in a thread: judges are asked through Ray, which blocks."""
         item = JudgeItem(f"{pair.pair_id}/{side}", pair.scenario, sections)
         with self._judging:
-            ((_, judgments),) = judges.judge([item])
-        reward, why, _ = reward_of_asked(judgments, judges.perspectives, judges.config.rewards)
-        rows = {name: judgment_row(judgment) for name, judgment in judgments.items()}
-        return {"judgments": rows, "reward": reward.value if reward else None, "masked_because": why}
+            verdict = judges.verdict(item)
+        rows = {name: judgment_row(judgment) for name, judgment in verdict.judgments.items()}
+        value = verdict.reward.value if verdict.reward else None
+        return {"judgments": rows, "reward": value, "masked_because": verdict.masked_because}
 
     def keep(self, pair_id: str, preferred: int) -> Pair:
         """Append the preference to the file of ratings, once: another click of the same changes nothing.
@@ -238,7 +236,12 @@ class Chat:
             "worse": worse,
             "rated_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        append_row(self.ratings, row)
+        try:
+            append_row(self.ratings, json_line(row))
+        except OSError as error:
+            raise DataError(
+                f"The rating could not be written to {self.ratings} ({error.strerror})."
+            ) from error
         pair.preferred = preferred
         return pair
 
@@ -249,15 +252,3 @@ class Chat:
             "analysis": sections.analysis,
             "model": self.names(pair)[side],
         }
-
-
-def append_row(file: Path, row: Mapping[str, Any]) -> None:
-    """Append one line of JSON, on the disk before this returns. Raises `DataError` where that cannot be."""
-    line = (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", errors="replace")
-    try:
-        with file.open("ab") as opened:
-            opened.write(line)
-            opened.flush()
-            os.fsync(opened.fileno())
-    except OSError as error:
-        raise DataError(f"The rating could not be written to {file} ({error.strerror}).") from error

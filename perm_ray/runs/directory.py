@@ -12,7 +12,6 @@ atomic except the append to `metrics.jsonl`: a line cut short by a kill is dropp
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from pathlib import Path
 
 from perm_ray.config.schema import RunConfig
 from perm_ray.errors import CheckpointError, ConfigError, DataError
-from perm_ray.files import json_line, write_json_atomic, write_jsonl_atomic, write_text_atomic
+from perm_ray.files import append_row, json_line, write_json_atomic, write_jsonl_atomic, write_text_atomic
 from perm_ray.models.adapter import adapter_folder
 from perm_ray.tracking.ambiguous import AmbiguityRule
 from perm_ray.tracking.mlflow_client import TrackedRun
@@ -159,10 +158,7 @@ class RunDirectory:
         row: dict[str, object] = {"step": step, "time_ms": time.time_ns() // 1_000_000}
         row.update((name, float(value)) for name, value in metrics.items())
         path = self.metrics_file if purpose == "train" else self.evaluations_file
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json_line(row))
-            file.flush()
-            os.fsync(file.fileno())
+        append_row(path, json_line(row))
 
     def read_metrics(self) -> list[dict[str, float]]:
         """Return the rows of training steps, each with its `step`; nulls and times are left out."""

@@ -54,6 +54,15 @@ class StopSignals:
         if not already:
             self.check()
 
+    @contextmanager
+    def raised_through_ray(self) -> Iterator[None]:
+        """Raise `Interrupted` where Ray made a `SystemError` of it: a signal came while Ray waited."""
+        try:
+            yield
+        except SystemError:
+            self.check()
+            raise
+
     def check(self) -> None:
         """Raise `Interrupted` if there was a signal: between phases, should a library have swallowed it."""
         if self.received is not None:

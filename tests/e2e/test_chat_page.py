@@ -58,7 +58,7 @@ def run_program(command: list[str], typed: str = "") -> subprocess.CompletedProc
 def served_page(models: list[Path], ratings: Path, scripts: Any, **settings: Any) -> Iterator[str]:
     with (
         scripted_chat(models, scripts, ratings, **settings) as chat,
-        on_loopback(chat_app(chat, "Talk", chat.perspectives, "secret")) as address,
+        on_loopback(chat_app(chat, "Talk", "secret")) as address,
     ):
         yield f"{address}/secret/"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from perm_ray.config.load import load_config
-from perm_ray.judges.startup import Judges, build_perspectives
+from perm_ray.judges.startup import Judges
 from perm_ray.runs.chat_session import Chat, plan_chat
 from perm_ray.types import JudgeItem, Judgment, Status
 from tests.support.scripted_server import scripted_server
@@ -16,12 +16,8 @@ from tests.support.scripted_server import scripted_server
 GOOD = ("# Analysis\nShe is ", "tired.\n# Resp", "onse\nThat sounds ", "heavy.")
 
 
-class ScriptedJudges:
+class ScriptedJudges(Judges):
     """Judges that give everything a 4, with a reason that names the answer."""
-
-    def __init__(self) -> None:
-        self.config = load_config("local")
-        self.perspectives = build_perspectives(self.config.judges)
 
     def judge(self, items: Iterable[JudgeItem]) -> Iterator[tuple[JudgeItem, Mapping[str, Judgment]]]:
         for item in items:
@@ -41,4 +37,4 @@ def scripted_chat(
     plan = plan_chat(config, [str(each) for each in models])
     with ExitStack() as stack:
         servers = [stack.enter_context(scripted_server(each, **settings)) for each in scripts]
-        yield Chat(plan, servers, cast(Judges, ScriptedJudges()), ratings)
+        yield Chat(plan, servers, ScriptedJudges("local"), ratings)

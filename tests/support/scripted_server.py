@@ -16,13 +16,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from perm_ray.models.server import HOST, Served, free_port
+from perm_ray.cluster.rendezvous import free_port
+from perm_ray.models.server import HOST, Served
 
 
 @contextmanager
 def on_loopback(app: Starlette) -> Iterator[str]:
     """Serve `app` from a thread; gives its address without a slash at the end."""
-    port = free_port(0)
+    port = free_port(HOST)
     settings = uvicorn.Config(app, host=HOST, port=port, log_level="error", ws="none", lifespan="off")
     server = uvicorn.Server(settings)
     thread = threading.Thread(target=server.run, name="on-loopback", daemon=True)

@@ -23,14 +23,9 @@ def judged(
     Raises:
         Interrupted: A signal asked the process to stop, in the block as well.
     """
-    with StopSignals() as stop:
-        try:
-            with Judges(config) as judges:
-                stop.reinstall()
-                yield track(judges.judge(items), "judging", len(items), console=console, transient=True)
-        except SystemError:  # Ray raises it when a signal's exception comes while it waits
-            stop.check()
-            raise
+    with StopSignals() as stop, stop.raised_through_ray(), Judges(config) as judges:
+        stop.reinstall()
+        yield track(judges.judge(items), "judging", len(items), console=console, transient=True)
 
 
 def judge_all(

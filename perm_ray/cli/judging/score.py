@@ -21,8 +21,8 @@ from perm_ray.config.load import load_config
 from perm_ray.config.training import RewardConfig
 from perm_ray.data.items import read_items
 from perm_ray.errors import DataError, JudgeFailureRateError
-from perm_ray.evaluation.scored import Setup, append_row, item_fields, read_scored, resume, setup_of
-from perm_ray.files import json_line
+from perm_ray.evaluation.scored import Setup, item_fields, read_scored, resume, setup_of
+from perm_ray.files import append_row, json_line
 from perm_ray.judges.perspective import Perspective
 from perm_ray.judges.startup import build_perspectives
 from perm_ray.rewards.reward import check_perspectives, reward_of_asked

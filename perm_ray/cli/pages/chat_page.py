@@ -6,10 +6,10 @@ the one script and the one style sheet that come with it, and speak to this serv
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 from starlette.applications import Starlette
@@ -21,12 +21,11 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Mount, Route
 
 from perm_ray.cli.pages.base import page_template
-from perm_ray.cli.pages.run_data import PerspectiveView
+from perm_ray.cli.pages.run_data import view_of
 from perm_ray.data.items import make_scenario
 from perm_ray.errors import UserError
 from perm_ray.files import json_line
-from perm_ray.judges.perspective import Perspective
-from perm_ray.runs.chat_session import Chat
+from perm_ray.runs.chat_session import Chat, Pair
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _MAX_BODY = 64 * 1024  # bytes
@@ -62,18 +61,20 @@ class _Preferred(BaseModel):
     side: int
 
 
-def chat_app(chat: Chat, title: str, perspectives: Mapping[str, Perspective], secret: str) -> Starlette:
+def chat_app(chat: Chat, title: str, secret: str) -> Starlette:
     """Return the application; its page is at `/<secret>/`.
 
     Args:
         chat: What answers and keeps.
         title: The page's heading.
-        perspectives: Of the judges, in the order they are shown; none where nobody judges.
         secret: A path that only who started the chat knows: others on this machine reach loopback too.
     """
     template = page_template(_TEMPLATES / "chat.html.j2", {})
     page = template.render(title=title, num_models=len(chat.plan.candidates), file=str(chat.ratings))
-    setup = {"scenarios": _scenarios(chat), "perspectives": _views(perspectives)}
+    setup = {
+        "scenarios": _scenarios(chat),
+        "perspectives": [asdict(view_of(each)) for each in chat.perspectives.values()],
+    }
 
     async def ask(request: Request) -> Response:
         asked = _Asked.model_validate_json(await _body(request))
@@ -104,11 +105,11 @@ def chat_app(chat: Chat, title: str, perspectives: Mapping[str, Perspective], se
     )
 
 
-async def _events(chat: Chat, pair: Any, hidden: bool) -> AsyncIterator[str]:
+async def _events(chat: Chat, pair: Pair, hidden: bool) -> AsyncIterator[str]:
     names = None if hidden else chat.names(pair)
-    yield json_line({"event": "pair", "pair": pair.pair_id, "names": names}) + "\n"
+    yield json_line({"event": "pair", "pair": pair.pair_id, "names": names})
     async for event in chat.answer(pair):
-        yield json_line(event) + "\n"
+        yield json_line(event)
 
 
 async def _body(request: Request) -> bytes:
@@ -152,11 +153,4 @@ def _scenarios(chat: Chat) -> list[dict[str, str | None]]:
             "culture": each.culture,
         }
         for each in chat.plan.scenarios
-    ]
-
-
-def _views(perspectives: Mapping[str, Perspective]) -> list[dict[str, Any]]:
-    return [
-        asdict(PerspectiveView(name, each.scale.low, each.scale.high, each.reads, each.kind))
-        for name, each in perspectives.items()
     ]

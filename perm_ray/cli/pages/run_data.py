@@ -18,7 +18,7 @@ from perm_ray.config.load import load_config
 from perm_ray.config.redact import redact_text
 from perm_ray.config.schema import Config
 from perm_ray.errors import DataError, UserError
-from perm_ray.judges.perspective import BUILTIN_PERSPECTIVES, load_perspective
+from perm_ray.judges.perspective import BUILTIN_PERSPECTIVES, Perspective, load_perspective
 from perm_ray.runs.directory import RunDirectory
 from perm_ray.tracking.answers import AnswerPair
 from perm_ray.tracking.samples import RolloutRow, parse_row, read_lines
@@ -257,10 +257,15 @@ def _perspectives(rows: Sequence[RolloutRow]) -> tuple[PerspectiveView, ...]:
     return tuple(_perspective(name, rows) for name in ordered)
 
 
+def view_of(perspective: Perspective) -> PerspectiveView:
+    """Return what a page needs of a perspective."""
+    scale = perspective.scale
+    return PerspectiveView(perspective.name, scale.low, scale.high, perspective.reads, perspective.kind)
+
+
 def _perspective(name: str, rows: Sequence[RolloutRow]) -> PerspectiveView:
     if name in BUILTIN_PERSPECTIVES:
-        known = load_perspective(name)
-        return PerspectiveView(name, known.scale.low, known.scale.high, known.reads, known.kind)
+        return view_of(load_perspective(name))
     scores = [row.judgments[name].score for row in rows if name in row.judgments]
     highest = max((score for score in scores if score is not None), default=5.0)
     return PerspectiveView(name, 0.0 if highest > 5 else 1.0, max(highest, 5.0), "response", "empathy")

@@ -20,8 +20,8 @@ from perm_ray.data.items import make_scenario
 from perm_ray.errors import DataError, JudgeFailureRateError
 from perm_ray.evaluation.calibration.agreement import Bootstrap, agreement
 from perm_ray.evaluation.calibration.comparison import compare_scored
-from perm_ray.evaluation.scored import Setup, append_row, read_scored, resume, setup_of
-from perm_ray.files import json_line
+from perm_ray.evaluation.scored import Setup, read_scored, resume, setup_of
+from perm_ray.files import append_row, json_line
 from perm_ray.judges.perspective import BUILTIN_PERSPECTIVES, load_perspective
 from perm_ray.rewards.reward import reward_of_asked
 from perm_ray.types import JudgeItem, Judgment, Scale, Sections, Status
